@@ -1,0 +1,684 @@
+"""Every fact a session can hold: one closed union of bodies, one envelope, one canonical form.
+
+A session is an append-only log of these events. Bodies are immutable, hold no floats (money is integer
+nano-USD, durations integer milliseconds, times UTC milliseconds since 1970) and are shaped as upserts by
+item id, so that late output is natural and several viewers can fold the same log.
+
+Writing is strict and closed; reading is tolerant: a kind this version doesn't know is kept as `UnknownBody`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnigent.actions import Action, Parsed
+
+VERSION = 1
+"""The envelope's version, `v`."""
+
+GENESIS = "0" * 64
+"""What stands for the previous hash before a session's first event."""
+
+JSON = dict[str, Any]
+
+
+class Actor(BaseModel):
+    """Who did it. `id` is a device's or policy's name, a harness, or `omnigent` itself; `via` is the face."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["person", "agent", "policy", "system"]
+    id: str
+    via: Literal["cli", "tui", "web", "mobile", "api", "mcp", "acp", "runner"]
+
+
+SYSTEM = Actor(kind="system", id="omnigent", via="runner")
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Body(_Value):
+    """What happened. Each subclass is one `kind`."""
+
+    KIND: ClassVar[str]
+
+
+# ── Values inside bodies ────────────────────────────────────────────────────────────────────────────────
+
+
+class TextPart(_Value):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImagePart(_Value):
+    """`blob` is the sha256 of the image's bytes in the blob store; `size` in bytes."""
+
+    type: Literal["image"] = "image"
+    media_type: str
+    blob: str
+    size: int
+
+
+class FilePart(_Value):
+    type: Literal["file"] = "file"
+    path: str
+    blob: str | None = None
+
+
+Content = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]
+
+ItemStatus = Literal["complete", "interrupted", "lost"]
+"""How a streamed item ended; its text is always what is known of it."""
+
+Trigger = Literal["prompt", "queue", "steer", "agent", "child", "resume"]
+Delivery = Literal["turn", "steer"]
+When = Literal["auto", "queue", "steer", "now"]
+Approvals = Literal["ask", "yes", "deny"]
+Outcome = Literal["ok", "error", "denied", "cancelled", "unknown"]
+Billing = Literal["metered", "subscription", "unknown"]
+Stream = Literal["text", "reasoning", "output"]
+StartedHow = Literal["new", "native_resume", "native_fork", "seeded", "preamble"]
+
+
+class Output(_Value):
+    """A tool's output. Over 32 KiB `text` is its head and `tail` its end, and `blob` names all of it."""
+
+    text: str = ""
+    tail: str = ""
+    size: int = 0
+    """Bytes of the whole output in UTF-8."""
+    truncated: bool = False
+    blob: str | None = None
+    images: tuple[ImagePart, ...] = ()
+
+
+class Carried(_Value):
+    """What a switch or a seeded start took along, and what it left."""
+
+    how: Literal["seeded", "preamble", "none"]
+    messages: int = 0
+    tool_calls: int = 0
+    images: int = 0
+    dropped: tuple[str, ...] = ()
+    """One line per thing left behind, for people."""
+
+
+class Option(_Value):
+    label: str
+    description: str = ""
+
+
+class Question(_Value):
+    question: str
+    header: str = ""
+    options: tuple[Option, ...] = ()
+    multiple: bool = False
+
+
+class PlanEntry(_Value):
+    text: str
+    status: Literal["pending", "in_progress", "completed"]
+
+
+class Grant(_Value):
+    """`session` and `pattern` are remembered: the exact same action isn't asked again in this session."""
+
+    scope: Literal["once", "session"] = "once"
+
+
+# ── The session ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SessionCreated(Body):
+    KIND = "session.created"
+    title: str
+    harness: str
+    model: str | None
+    provider: str | None
+    workspace: str
+    approvals: Approvals
+    owner: str
+    org: str = "local"
+    sandbox: str = "host"
+    parent_id: str | None = None
+    labels: dict[str, str] = {}
+
+
+class SessionUpdated(Body):
+    """Only what changed is set."""
+
+    KIND = "session.updated"
+    title: str | None = None
+    archived: bool | None = None
+    labels: dict[str, str] | None = None
+
+
+class SessionForked(Body):
+    """The first event of a fork's own. All before it is the parent's prefix, unchanged."""
+
+    KIND = "session.forked"
+    parent_id: str
+    at_seq: int
+    parent_hash: str
+    owner: str
+    title: str
+    harness: str
+    model: str | None
+    provider: str | None
+    workspace: str
+    approvals: Approvals
+    share_workspace: bool = False
+
+
+class SessionClosed(Body):
+    """Prompts are refused until it is reopened (`resume`)."""
+
+    KIND = "session.closed"
+
+
+class SessionReopened(Body):
+    KIND = "session.reopened"
+
+
+# ── The harness ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class HarnessStarted(Body):
+    """An agent process is up and has answered its handshake.
+
+    `native_ref` is the vendor's own session id or file; `covers_seq` the last seq whose content that native
+    session holds at this moment. `capabilities` are those of the adapter, by name.
+    """
+
+    KIND = "harness.started"
+    harness: str
+    version: str
+    native_ref: str | None
+    covers_seq: int
+    model: str | None
+    provider: str | None
+    billing: Billing = "unknown"
+    sandbox: str = "host"
+    capabilities: dict[str, bool] = {}
+    tools: tuple[str, ...] = ()
+    mcp_servers: tuple[str, ...] = ()
+    how: StartedHow = "new"
+    carried: Carried | None = None
+
+
+class HarnessExited(Body):
+    KIND = "harness.exited"
+    reason: Literal[
+        "closed", "idle", "switched", "crashed", "runner_lost", "grace_expired", "failed_to_start"
+    ]
+    exit_code: int | None = None
+    stderr_tail: str = ""
+
+
+class HarnessChanged(Body):
+    """A switch took effect: from here the session's turns run on `to`."""
+
+    KIND = "harness.changed"
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    from_: str = Field(alias="from")
+    to: str
+    model: str | None
+    provider: str | None
+    carried: Carried
+
+
+class ModelChanged(Body):
+    KIND = "model.changed"
+    model: str
+    provider: str | None = None
+    effort: str | None = None
+
+
+# ── Turns ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TurnStarted(Body):
+    """Committed before the message is handed to the agent, so that no hand-over goes unrecorded."""
+
+    KIND = "turn.started"
+    trigger: Trigger
+    message_id: str | None = None
+
+
+class TurnCompleted(Body):
+    KIND = "turn.completed"
+
+
+class TurnFailed(Body):
+    """`code` is stable (`agent_error`, `agent_exited`, `runner_lost`, `stalled`, `start_failed`, …)."""
+
+    KIND = "turn.failed"
+    code: str
+    detail: str
+    stderr_tail: str = ""
+
+
+class TurnInterrupted(Body):
+    KIND = "turn.interrupted"
+    how: Literal["protocol", "kill"] = "protocol"
+
+
+# ── Messages ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class MessageSubmitted(Body):
+    """A person's (or parent agent's) message entered the session. Its item id is the message's id."""
+
+    KIND = "message.submitted"
+    content: tuple[Content, ...]
+    when: When = "auto"
+
+
+class MessageQueued(Body):
+    KIND = "message.queued"
+
+
+class MessageEdited(Body):
+    """A message still in the queue got new content."""
+
+    KIND = "message.edited"
+    content: tuple[Content, ...]
+
+
+class MessageDelivered(Body):
+    """The agent acknowledged the message, or its native transcript was found to hold it."""
+
+    KIND = "message.delivered"
+    as_: Delivery = Field(alias="as")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+
+class MessageCancelled(Body):
+    KIND = "message.cancelled"
+
+
+class MessageFailed(Body):
+    """`delivery_unknown`: handed over, never acknowledged, not found; never sent again by itself."""
+
+    KIND = "message.failed"
+    code: Literal["delivery_unknown", "not_delivered", "rejected"]
+    detail: str = ""
+
+
+class MessageStarted(Body):
+    """The agent began to answer."""
+
+    KIND = "message.started"
+
+
+class MessageCompleted(Body):
+    KIND = "message.completed"
+    content: tuple[Content, ...]
+    status: ItemStatus = "complete"
+
+
+class ReasoningCompleted(Body):
+    KIND = "reasoning.completed"
+    text: str
+    status: ItemStatus = "complete"
+
+
+class ItemUpdated(Body):
+    """A checkpoint of a long item: `text` belongs at `offset` (code points) of its `stream`."""
+
+    KIND = "item.updated"
+    stream: Stream
+    offset: int
+    text: str
+
+
+# ── Tool calls and the gate ─────────────────────────────────────────────────────────────────────────────
+
+
+class ToolRequested(Body):
+    """The agent wants to use a tool. `gated`: it waits for a verdict; else its row says why not (`harmless`).
+
+    `raw` is the vendor's input as JSON text, exactly as it came; `native_id` the vendor's id, which vendors
+    reuse after a restart, a fork or a switch.
+    """
+
+    KIND = "tool.requested"
+    tool: str
+    title: str
+    actions: tuple[Action, ...]
+    parsed: Parsed
+    raw: str
+    native_id: str
+    gated: bool = True
+    background: bool = False
+
+
+class ToolStarted(Body):
+    """The verdict was allow and the call was released to the agent."""
+
+    KIND = "tool.started"
+
+
+class ToolCompleted(Body):
+    KIND = "tool.completed"
+    outcome: Outcome
+    output: Output = Output()
+    exit_code: int | None = None
+    duration_ms: int | None = None
+    reason: str = ""
+
+
+class PolicyDecided(Body):
+    """A verdict that is not a plain allow, on the tool call of this item id."""
+
+    KIND = "policy.decided"
+    verdict: Literal["allow", "ask", "pause", "deny"]
+    rule_ids: tuple[str, ...]
+    reason: str
+
+
+class ApprovalRequested(Body):
+    """`call_id` is the tool call's item id; `expires_at` the moment it turns into a deny."""
+
+    KIND = "approval.requested"
+    call_id: str
+    actions: tuple[Action, ...]
+    action_sha256: str
+    title: str
+    reason: str
+    rule_ids: tuple[str, ...] = ()
+    may_answer: tuple[str, ...] = ("owner",)
+    options: tuple[str, ...] = ("allow", "allow_session", "deny")
+    expires_at: int
+
+
+class ApprovalResolved(Body):
+    """`cancelled_by` says what ended a cancelled one; `reason` reaches the model when denied."""
+
+    KIND = "approval.resolved"
+    outcome: Literal["allowed", "denied", "expired", "cancelled"]
+    cancelled_by: Literal["interrupted", "switched", "closed", "superseded", "lost"] | None = None
+    grant: Grant = Grant()
+    reason: str = ""
+
+
+class QuestionAsked(Body):
+    """The agent asks the person. Its item id is the question's id."""
+
+    KIND = "question.asked"
+    questions: tuple[Question, ...]
+    call_id: str | None = None
+
+
+class QuestionAnswered(Body):
+    """`values`: one list of chosen labels or free text per question."""
+
+    KIND = "question.answered"
+    outcome: Literal["answered", "cancelled"]
+    values: tuple[tuple[str, ...], ...] = ()
+
+
+# ── Meters, files, notices ──────────────────────────────────────────────────────────────────────────────
+
+
+class UsageReported(Body):
+    """Tokens of one completed model call (or of a turn, where the harness tells no more).
+
+    `input_tokens` excludes cache reads and writes; `output_tokens` includes `reasoning_tokens`.
+    `cost_nanousd` null means unknown, never zero.
+    """
+
+    KIND = "usage.reported"
+    call_id: str
+    source: Literal["gateway", "harness"]
+    scope: Literal["call", "turn"]
+    model: str | None = None
+    billing: Billing = "unknown"
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_nanousd: int | None = None
+    basis: Literal["provider", "harness", "table", "unknown"] = "unknown"
+
+
+class FileChanged(Body):
+    KIND = "file.changed"
+    path: str
+    change: Literal["added", "modified", "deleted"]
+    diff: str = ""
+
+
+class PlanUpdated(Body):
+    KIND = "plan.updated"
+    entries: tuple[PlanEntry, ...]
+
+
+class NoticeRaised(Body):
+    """Something a person should know. `code` is stable (`stalled`, `garbage`, `retrying`, …)."""
+
+    KIND = "notice.raised"
+    code: str
+    level: Literal["info", "warning", "error"]
+    detail: str
+
+
+class WorkspaceCheckpointed(Body):
+    """The work tree after a turn that changed it: `tree` is a commit kept by a hidden ref of the repository."""
+
+    KIND = "workspace.checkpointed"
+    head: str
+    tree: str
+
+
+class ContextCompacted(Body):
+    """The harness summarised its own context; from here its native session begins with `summary`."""
+
+    KIND = "context.compacted"
+    summary: str = ""
+
+
+class UnknownBody(Body):
+    """A kind written by a newer version: kept, shown raw, never written by this one."""
+
+    KIND = "unknown"
+    kind: str
+    raw: JSON
+
+
+AnyBody = (
+    SessionCreated
+    | SessionUpdated
+    | SessionForked
+    | SessionClosed
+    | SessionReopened
+    | HarnessStarted
+    | HarnessExited
+    | HarnessChanged
+    | ModelChanged
+    | TurnStarted
+    | TurnCompleted
+    | TurnFailed
+    | TurnInterrupted
+    | MessageSubmitted
+    | MessageQueued
+    | MessageEdited
+    | MessageDelivered
+    | MessageCancelled
+    | MessageFailed
+    | MessageStarted
+    | MessageCompleted
+    | ReasoningCompleted
+    | ItemUpdated
+    | ToolRequested
+    | ToolStarted
+    | ToolCompleted
+    | PolicyDecided
+    | ApprovalRequested
+    | ApprovalResolved
+    | QuestionAsked
+    | QuestionAnswered
+    | UsageReported
+    | FileChanged
+    | PlanUpdated
+    | NoticeRaised
+    | WorkspaceCheckpointed
+    | ContextCompacted
+    | UnknownBody
+)
+
+BODIES: dict[str, type[Body]] = {body.KIND: body for body in AnyBody.__args__ if body is not UnknownBody}
+"""The closed table: kind → body class."""
+
+
+def decode_body(kind: str, body: JSON) -> AnyBody:
+    """The typed body, or `UnknownBody` for a kind or shape this version doesn't know."""
+    cls = BODIES.get(kind)
+    if cls is None:
+        return UnknownBody(kind=kind, raw=body)
+    return cast(AnyBody, cls.model_validate(body))
+
+
+def encode_body(body: Body) -> JSON:
+    """The body as plain JSON values; unset optional fields are left out, so that old readers aren't tripped."""
+    if isinstance(body, UnknownBody):
+        return body.raw
+    return body.model_dump(mode="json", exclude_defaults=False)
+
+
+def canonical(value: Any) -> str:
+    """RFC 8785 JSON text: the one form that is hashed."""
+    return rfc8785.dumps(value).decode()
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An event before the log numbers it."""
+
+    body: Body
+    item_id: str | None = None
+    parent_item_id: str | None = None
+    turn_id: str | None = None
+    actor: Actor = SYSTEM
+    cause: str | None = None
+    """The command that led to it."""
+    run: str | None = None
+    """Which start of the harness produced it."""
+    observed_at: int | None = None
+    """When the producer saw it (UTC ms); the log's own clock sets `at`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A stored event: the envelope plus the exact body text that was hashed."""
+
+    v: int
+    id: str
+    session_id: str
+    seq: int
+    root_id: str
+    tree_pos: int
+    at: int
+    observed_at: int
+    turn_id: str | None
+    item_id: str | None
+    parent_item_id: str | None
+    actor: Actor
+    cause: str | None
+    run: str | None
+    producer: str
+    producer_seq: int
+    epoch: int | None
+    kind: str
+    body_text: str
+    body_sha256: str
+    hash: str
+    _body: list[AnyBody] = field(default_factory=list[AnyBody], compare=False, repr=False)
+
+    @property
+    def body(self) -> AnyBody:
+        """The typed body, decoded once."""
+        if not self._body:
+            self._body.append(decode_body(self.kind, json.loads(self.body_text)))
+        return self._body[0]
+
+    def envelope(self) -> JSON:
+        """The envelope that is hashed: all but `hash` and `body`."""
+        return {
+            "v": self.v,
+            "id": self.id,
+            "session_id": self.session_id,
+            "seq": self.seq,
+            "root_id": self.root_id,
+            "tree_pos": self.tree_pos,
+            "at": self.at,
+            "observed_at": self.observed_at,
+            "turn_id": self.turn_id,
+            "item_id": self.item_id,
+            "parent_item_id": self.parent_item_id,
+            "actor": self.actor.model_dump(),
+            "cause": self.cause,
+            "run": self.run,
+            "producer": self.producer,
+            "producer_seq": self.producer_seq,
+            "epoch": self.epoch,
+            "kind": self.kind,
+            "body_sha256": self.body_sha256,
+        }
+
+    def json_text(self) -> str:
+        """The wire and export form: envelope, hash and body, the body byte for byte as hashed."""
+        head = json.dumps(self.envelope() | {"hash": self.hash}, ensure_ascii=False, separators=(",", ":"))
+        return f'{head[:-1]},"body":{self.body_text}}}'
+
+
+def chain(prev_hash: str, envelope: JSON) -> str:
+    """`sha256(prev_hash ‖ canonical envelope)`, both as text; hex."""
+    return sha256(prev_hash + canonical(envelope))
+
+
+def verify(events: list[Event], prev_hash: str = GENESIS) -> int | None:
+    """The seq of the first event that breaks the chain or whose body doesn't match, or None."""
+    for event in events:
+        if sha256(event.body_text) != event.body_sha256 or chain(prev_hash, event.envelope()) != event.hash:
+            return event.seq
+        prev_hash = event.hash
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streaming item. Not an event: no seq, no hash, never stored or exported."""
+
+    item_id: str
+    stream: Stream
+    offset: int
+    """Code points from the item's start in this stream."""
+    text: str
+
+    def json(self) -> JSON:
+        return {"item_id": self.item_id, "stream": self.stream, "offset": self.offset, "text": self.text}
+
+
+def parse_event(text: str) -> Event:
+    """An event from its `json_text` (export, import). Unknown kinds are kept."""
+    raw = json.loads(text)
+    body = raw.pop("body")
+    return Event(**raw | {"actor": Actor.model_validate(raw["actor"]), "body_text": canonical(body)})
+
+
+def text_of(content: tuple[Content, ...]) -> str:
+    """The text parts of a message, joined."""
+    return "\n".join(part.text for part in content if isinstance(part, TextPart))
