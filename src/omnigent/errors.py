@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 
 class OmnigentError(Exception):
-    """An error with a name. `detail` says what happened, `hint` names the fix, `facts` are machine-readable."""
+    """An error with a name. `detail` says what happened, `hint` the fix, `facts` are for programs."""
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500

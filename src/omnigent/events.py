@@ -9,13 +9,15 @@ Writing is strict and closed; reading is tolerant: a kind this version doesn't k
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omnigent.actions import Action, Parsed
+from omnigent.errors import Malformed
 
 VERSION = 1
 """The envelope's version, `v`."""
@@ -213,6 +215,13 @@ class HarnessStarted(Body):
     carried: Carried | None = None
 
 
+class HarnessUpdated(Body):
+    """The native session's id or file became known, or changed."""
+
+    KIND = "harness.updated"
+    native_ref: str
+
+
 class HarnessExited(Body):
     KIND = "harness.exited"
     reason: Literal[
@@ -227,7 +236,7 @@ class HarnessChanged(Body):
 
     KIND = "harness.changed"
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
-    from_: str = Field(alias="from")
+    from_: str = Field(validation_alias="from", serialization_alias="from")
     to: str
     model: str | None
     provider: str | None
@@ -296,7 +305,7 @@ class MessageDelivered(Body):
     """The agent acknowledged the message, or its native transcript was found to hold it."""
 
     KIND = "message.delivered"
-    as_: Delivery = Field(alias="as")
+    as_: Delivery = Field(validation_alias="as", serialization_alias="as")
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
 
 
@@ -472,11 +481,27 @@ class NoticeRaised(Body):
 
 
 class WorkspaceCheckpointed(Body):
-    """The work tree after a turn that changed it: `tree` is a commit kept by a hidden ref of the repository."""
+    """The work tree after a turn that changed it: `tree` is a commit kept by a hidden ref of the repo."""
 
     KIND = "workspace.checkpointed"
     head: str
     tree: str
+
+
+class CommandQueued(Body):
+    """A command that takes its place in the queue behind messages (`switch`, `set_model`). Its item id is the
+    command's id; `arguments` are the command without its key."""
+
+    KIND = "command.queued"
+    arguments: JSON
+
+
+class CommandEnded(Body):
+    """A queued command was carried out, or couldn't be."""
+
+    KIND = "command.ended"
+    outcome: Literal["done", "failed", "cancelled"]
+    detail: str = ""
 
 
 class ContextCompacted(Body):
@@ -501,6 +526,7 @@ AnyBody = (
     | SessionClosed
     | SessionReopened
     | HarnessStarted
+    | HarnessUpdated
     | HarnessExited
     | HarnessChanged
     | ModelChanged
@@ -531,6 +557,8 @@ AnyBody = (
     | PlanUpdated
     | NoticeRaised
     | WorkspaceCheckpointed
+    | CommandQueued
+    | CommandEnded
     | ContextCompacted
     | UnknownBody
 )
@@ -544,19 +572,53 @@ def decode_body(kind: str, body: JSON) -> AnyBody:
     cls = BODIES.get(kind)
     if cls is None:
         return UnknownBody(kind=kind, raw=body)
-    return cast(AnyBody, cls.model_validate(body))
+    try:
+        return cast(AnyBody, cls.model_validate(body))
+    except ValidationError:
+        return UnknownBody(kind=kind, raw=body)
 
 
 def encode_body(body: Body) -> JSON:
-    """The body as plain JSON values; unset optional fields are left out, so that old readers aren't tripped."""
+    """The body as plain JSON values."""
     if isinstance(body, UnknownBody):
         return body.raw
-    return body.model_dump(mode="json", exclude_defaults=False)
+    return body.model_dump(mode="json")
+
+
+_compact = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False
+).encode
 
 
 def canonical(value: Any) -> str:
-    """RFC 8785 JSON text: the one form that is hashed."""
+    """RFC 8785 JSON text: the one form that is hashed. `ValueError` for NaN or half a surrogate pair."""
+    if _is_plain(value):
+        text = _compact(value)
+        if text.isascii() or _is_utf8(text):
+            return text
     return rfc8785.dumps(value).decode()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the standard encoder's text is the RFC's: no floats, exact integers, ASCII keys."""
+    # Those are the only places where the two differ: the RFC writes numbers as ECMAScript does and sorts
+    # keys by UTF-16 unit. The standard encoder is written in C and some twenty times as fast.
+    kind = cast(type[Any], type(value))
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return -(2**53) < value < 2**53
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and _is_plain(value[key]) for key in value)
+    return (kind is list or kind is tuple) and all(map(_is_plain, value))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sha256(text: str) -> str:
@@ -605,14 +667,17 @@ class Event:
     body_text: str
     body_sha256: str
     hash: str
-    _body: list[AnyBody] = field(default_factory=list[AnyBody], compare=False, repr=False)
+    typed: list[AnyBody] = field(default_factory=list[AnyBody], compare=False, repr=False)
+    """The body once decoded, or the one the event was made from."""
+    wire: list[str] = field(default_factory=list[str], compare=False, repr=False)
+    """`json_text` once made: two hundred followers share it."""
 
     @property
     def body(self) -> AnyBody:
         """The typed body, decoded once."""
-        if not self._body:
-            self._body.append(decode_body(self.kind, json.loads(self.body_text)))
-        return self._body[0]
+        if not self.typed:
+            self.typed.append(decode_body(self.kind, json.loads(self.body_text)))
+        return self.typed[0]
 
     def envelope(self) -> JSON:
         """The envelope that is hashed: all but `hash` and `body`."""
@@ -628,7 +693,7 @@ class Event:
             "turn_id": self.turn_id,
             "item_id": self.item_id,
             "parent_item_id": self.parent_item_id,
-            "actor": self.actor.model_dump(),
+            "actor": {"kind": self.actor.kind, "id": self.actor.id, "via": self.actor.via},
             "cause": self.cause,
             "run": self.run,
             "producer": self.producer,
@@ -640,8 +705,11 @@ class Event:
 
     def json_text(self) -> str:
         """The wire and export form: envelope, hash and body, the body byte for byte as hashed."""
-        head = json.dumps(self.envelope() | {"hash": self.hash}, ensure_ascii=False, separators=(",", ":"))
-        return f'{head[:-1]},"body":{self.body_text}}}'
+        if not self.wire:
+            envelope = self.envelope() | {"hash": self.hash}
+            head = json.dumps(envelope, ensure_ascii=False, separators=(",", ":"))
+            self.wire.append(f'{head[:-1]},"body":{self.body_text}}}')
+        return self.wire[0]
 
 
 def chain(prev_hash: str, envelope: JSON) -> str:
@@ -649,13 +717,22 @@ def chain(prev_hash: str, envelope: JSON) -> str:
     return sha256(prev_hash + canonical(envelope))
 
 
-def verify(events: list[Event], prev_hash: str = GENESIS) -> int | None:
-    """The seq of the first event that breaks the chain or whose body doesn't match, or None."""
+def verify(events: Sequence[Event], prev_hash: str = GENESIS) -> int | None:
+    """The seq of the first event that breaks the chain or whose body doesn't match, or None.
+
+    An erased body (`{"redacted": …}`) matches: `body_sha256` still is that of the text that stood there.
+    """
     for event in events:
-        if sha256(event.body_text) != event.body_sha256 or chain(prev_hash, event.envelope()) != event.hash:
+        body_holds = sha256(event.body_text) == event.body_sha256 or is_erased(event.body_text)
+        if not body_holds or chain(prev_hash, event.envelope()) != event.hash:
             return event.seq
         prev_hash = event.hash
     return None
+
+
+def is_erased(body_text: str) -> bool:
+    """Whether the body was replaced by a mark of its erasure; `body` then decodes to an `UnknownBody`."""
+    return body_text.startswith('{"redacted":{') and set(json.loads(body_text)) == {"redacted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -673,10 +750,14 @@ class Delta:
 
 
 def parse_event(text: str) -> Event:
-    """An event from its `json_text` (export, import). Unknown kinds are kept."""
-    raw = json.loads(text)
-    body = raw.pop("body")
-    return Event(**raw | {"actor": Actor.model_validate(raw["actor"]), "body_text": canonical(body)})
+    """An event from its `json_text` (export, import). Unknown kinds are kept. `Malformed` if it is none."""
+    try:
+        raw = json.loads(text)
+        body = raw.pop("body")
+        return Event(**raw | {"actor": Actor.model_validate(raw["actor"]), "body_text": canonical(body)})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        detail = f"not an event of this format: {type(error).__name__}"
+        raise Malformed(detail, hint="export it again, with this version or a newer one") from error
 
 
 def text_of(content: tuple[Content, ...]) -> str:

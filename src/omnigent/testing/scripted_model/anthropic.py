@@ -59,12 +59,15 @@ def read(body: Json) -> Conversation:
         model=as_str(body.get("model")),
         n_messages=len(messages),
         images=count_images([message.get("content") for message in messages]),
+        unique_calls=True,
     )
 
 
 def blocks_of(message: Json) -> list[Json]:
     content = message.get("content")
-    return [{"type": "text", "text": content}] if isinstance(content, str) else [*map(as_dict, as_list(content))]
+    return (
+        [{"type": "text", "text": content}] if isinstance(content, str) else [*map(as_dict, as_list(content))]
+    )
 
 
 def read_message(message: Json) -> list[Item]:
@@ -90,8 +93,8 @@ def read_answer(block: Json) -> Item | None:
     return None
 
 
-def check(body: Json, *, counting: bool = False) -> None:
-    """Refuses what the Messages API refuses. `counting`: the rules of count_tokens, which has no max_tokens."""
+def check(body: Json, counting: bool = False) -> None:
+    """Refuses what the Messages API refuses. `counting`: by the rules of count_tokens."""
     if not as_str(body.get("model")):
         raise refuse("model: Field required")
     if not counting and not (type(body.get("max_tokens")) is int and body["max_tokens"] >= 1):
@@ -123,7 +126,8 @@ def check_message(index: int, message: Json, *, last: bool) -> None:
         raise refuse(f"{where}.content: Field required")
     if not content and not (last and role == "assistant"):
         raise refuse(
-            f"{where}: all messages must have non-empty content except for the optional final assistant message"
+            f"{where}: all messages must have non-empty content except for the optional final assistant "
+            "message"
         )
     for number, block in enumerate(blocks_of(message)):
         check_block(f"{where}.content.{number}", block, as_str(role))
@@ -206,8 +210,8 @@ def check_results(index: int, blocks: list[Json], open_ids: list[str]) -> None:
         if call not in open_ids:
             raise refuse(
                 f"messages.{index}.content.{number}: unexpected `tool_use_id` found in `tool_result` blocks: "
-                f"{call}. Each `tool_result` block must have a corresponding `tool_use` block in the previous "
-                "message."
+                f"{call}. Each `tool_result` block must have a corresponding `tool_use` block in the "
+                "previous message."
             )
         if call in seen:
             raise refuse(
@@ -220,8 +224,8 @@ def check_results(index: int, blocks: list[Json], open_ids: list[str]) -> None:
 def unanswered(index: int, calls: list[str]) -> str:
     return (
         f"messages.{index}: `tool_use` ids were found without `tool_result` blocks immediately after: "
-        f"{', '.join(calls)}. Each `tool_use` block must have a corresponding `tool_result` block in the next "
-        "message."
+        f"{', '.join(calls)}. Each `tool_use` block must have a corresponding `tool_result` block in the "
+        "next message."
     )
 
 
@@ -243,14 +247,16 @@ def call_input(call: Call) -> Json:
     return {"input": call.input} if isinstance(call.input, str) else call.input
 
 
-def write(reply: Reply) -> Json:
+def write(reply: Reply, body: Json) -> Json:
+    del body
     content: list[Json] = []
     if reply.reasoning:
         content.append({"type": "thinking", "thinking": reply.reasoning, "signature": sign(reply.reasoning)})
     if reply.text:
         content.append({"type": "text", "text": reply.text})
     content += [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": call_input(call)} for call in reply.calls
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": call_input(call)}
+        for call in reply.calls
     ]
     return {
         **empty_message(reply),
@@ -273,7 +279,8 @@ def empty_message(reply: Reply) -> Json:
     }
 
 
-def stream(reply: Reply) -> Iterator[Frame]:
+def stream(reply: Reply, body: Json) -> Iterator[Frame]:
+    del body
     yield frame("message_start", message=empty_message(reply))
     yield frame("ping")
     index = 0

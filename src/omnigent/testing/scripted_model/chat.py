@@ -94,8 +94,8 @@ def check(body: Json) -> None:
             call = as_str(message.get("tool_call_id"))
             if not in_results or call not in waiting:
                 raise refuse(
-                    f"Invalid parameter: messages with role 'tool' must be a response to a preceeding message "
-                    f"with 'tool_calls'. (tool_call_id {call!r} has none open)",
+                    "Invalid parameter: messages with role 'tool' must be a response to a preceeding "
+                    f"message with 'tool_calls'. (tool_call_id {call!r} has none open)",
                     f"{where}.role",
                 )
             waiting.remove(call)
@@ -112,7 +112,8 @@ def refuse_unanswered(waiting: list[str], where: str) -> None:
     if waiting:
         raise refuse(
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
-            "'tool_call_id'. The following tool_call_ids did not have response messages: " + ", ".join(waiting),
+            "'tool_call_id'. The following tool_call_ids did not have response messages: "
+            + ", ".join(waiting),
             f"{where}.role",
         )
 
@@ -122,7 +123,9 @@ def check_message(where: str, message: Json) -> None:
     if role not in ROLES:
         raise refuse(f"Invalid value: {role!r}. Supported values are: {', '.join(ROLES)}.", f"{where}.role")
     if isinstance(content, list) and not content:
-        raise refuse(f"Invalid '{where}.content': empty array. Expected at least one part.", f"{where}.content")
+        raise refuse(
+            f"Invalid '{where}.content': empty array. Expected at least one part.", f"{where}.content"
+        )
     if not isinstance(content, str | list) and not (role == "assistant" and message.get("tool_calls")):
         raise refuse("Invalid value for 'content': expected a string, got null.", f"{where}.content")
     if role == "assistant" and message.get("tool_calls") == []:

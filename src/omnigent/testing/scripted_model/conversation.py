@@ -15,13 +15,20 @@ HARNESS_TEXT = re.compile(
     r"\s*(<system-reminder>|<environment_context>|<user_instructions>|# AGENTS\.md instructions"
     r"|<INSTRUCTIONS>|<permissions instructions>|<skills_instructions>|<apps_instructions>|<model_switch>"
     r"|<collaboration_mode>|<local-command-|<command-name>|Caveat: The messages below|<hook_prompt"
-    r"|<user_shell_command>|<subagent_notification>|<task-notification>|Warning: )"
+    r"|<user_shell_command>|<subagent_notification>|<task-notification>"
+    r"|Stop hook feedback:|Tool loaded\.\s*$)"
 )
 INTERRUPTION = re.compile(r"\s*(\[Request interrupted by user|<turn_aborted>)")
+# Pi 0.87.1 leaves no marker in the conversation, only the result of the command it killed.
+ABORTED_RESULT = re.compile(r"(Command|Operation) aborted\s*$|^interrupted\.?\s*$")
 REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
 # Claude Code folds a message typed mid-turn into a system message with this opening.
 STEER = re.compile(r"\s*The user sent a new message while you were working:\s*")
-STEER_END = re.compile(r"\n+(IMPORTANT: |This is how Claude Code|<system-reminder>|</system-reminder>).*", re.DOTALL)
+STEER_END = re.compile(
+    r"\n+(IMPORTANT: |This is how Claude Code|<system-reminder>|</system-reminder>).*", re.DOTALL
+)
+# Opens the id of a call that only loads a deferred tool. It is no step of a script, so nothing counts it.
+LOOKUP = "lookup_"
 CWD_IN_PROMPT = re.compile(r"\bCWD=(\S+)")
 CWD_IN_CONTEXT = re.compile(
     r"(?:<cwd>\s*|[Ww]orking directory(?: is)?:\s*|current working directory:\s*)(/[^\s<]*)"
@@ -53,6 +60,10 @@ class Item:
     call_id: str = ""
     steer: bool = False
 
+    @property
+    def is_lookup(self) -> bool:
+        return self.call_id.startswith(LOOKUP)
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -62,7 +73,7 @@ class Offer:
     name: str
     bare: str
     namespace: str = ""
-    kind: Literal["function", "custom", "local_shell"] = "function"
+    kind: Literal["function", "custom", "local_shell", "tool_search"] = "function"
     schema: Json = field(default_factory=dict[str, Any])
     description: str = ""
 
@@ -78,6 +89,7 @@ class Conversation:
     model: str
     n_messages: int
     images: int
+    unique_calls: bool = False
 
     @property
     def prompts(self) -> list[int]:
@@ -90,7 +102,11 @@ class Conversation:
 
     @property
     def last_result(self) -> str:
-        return next((item.text for item in reversed(self.items) if item.kind == "result"), "")
+        return next((item.text for item in reversed(self.steps) if item.kind == "result"), "")
+
+    @property
+    def steps(self) -> list[Item]:
+        return [item for item in self.items if not item.is_lookup]
 
     @property
     def cwd(self) -> str:
@@ -104,18 +120,17 @@ class Conversation:
         return ""
 
     def count_responses(self, after: int) -> int:
-        """Model responses with tool calls after the item `after`: calls with no result between are one."""
-        count, in_calls = 0, False
+        """Model responses after the item `after`: what the assistant said with nothing between is one."""
+        count, answering = 0, False
         for item in self.items[after + 1 :]:
-            if item.kind == "call":
-                count += not in_calls
-                in_calls = True
-            elif item.kind == "result":
-                in_calls = False
+            if item.is_lookup:
+                continue
+            count += item.role == "assistant" and not answering
+            answering = item.role == "assistant"
         return count
 
     def count_calls(self, after: int) -> int:
-        return sum(item.kind == "call" for item in self.items[after + 1 :])
+        return sum(item.kind == "call" and not item.is_lookup for item in self.items[after + 1 :])
 
 
 def split_user_text(blocks: list[str]) -> list[Item]:
@@ -131,18 +146,17 @@ def split_user_text(blocks: list[str]) -> list[Item]:
             typed.clear()
 
     for block in blocks:
+        typed_part = REMINDER.sub("", block).strip()
         if INTERRUPTION.match(block):
             flush()
             items.append(Item("system", "text", block))
-        elif STEER.match(REMINDER.sub("", block)) or STEER.match(block.replace("<system-reminder>", "", 1)):
+        elif STEER.match(block.replace("<system-reminder>", "", 1)):
             flush()
             items.append(steered(block))
-        elif HARNESS_TEXT.match(block) and not REMINDER.sub("", block).strip():
-            items.append(Item("system", "text", block))
-        elif HARNESS_TEXT.match(block) and "<system-reminder>" not in block[:40]:
+        elif not typed_part or HARNESS_TEXT.match(typed_part):
             items.append(Item("system", "text", block))
         else:
-            typed.append(REMINDER.sub("", block).strip() or block)
+            typed.append(typed_part)
     flush()
     return items
 
@@ -162,7 +176,7 @@ def mark_steering(items: list[Item]) -> list[Item]:
     mid_turn = False
     for item in items:
         if item.kind == "result":
-            mid_turn = True
+            mid_turn = not ABORTED_RESULT.search(item.text)
         elif item.role == "assistant" or (item.role == "system" and INTERRUPTION.match(item.text)):
             mid_turn = False
         elif item.role == "user" and item.kind == "text" and mid_turn and not item.steer:

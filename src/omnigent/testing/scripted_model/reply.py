@@ -20,7 +20,7 @@ class Call:
     name: str
     input: Json | str
     namespace: str = ""
-    kind: Literal["function", "custom", "local_shell"] = "function"
+    kind: Literal["function", "custom", "local_shell", "tool_search"] = "function"
 
     @property
     def arguments(self) -> str:

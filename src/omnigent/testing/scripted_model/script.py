@@ -14,7 +14,7 @@ class Part(BaseModel):
 
 
 class ToolUse(Part):
-    """One tool call. A name starting with `$` is abstract, see `tools.py`; any other name is used as it is."""
+    """One tool call. A name starting with `$` is abstract (see `tools.py`); any other is used as it is."""
 
     tool: str
     input: dict[str, Any] | str = Field(default_factory=dict[str, Any])

@@ -1,0 +1,378 @@
+"""`omnigent attach`: a session live, line by line, and a prompt. Works on a terminal and on pipes.
+
+One thread reads the stream and prints; the main thread reads the person's lines. Piped lines wait for the
+turn before them, so that a script of lines does what a person would.
+"""
+
+import argparse
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from omnigent.cli import local, naming
+from omnigent.cli.parser import Parser, add_session
+from omnigent.cli.run import event_of
+from omnigent.cli.table import FAILED, INTERRUPTED, NEEDS_INPUT, OK
+from omnigent.cli.talk import colourful, tell, tell_error
+from omnigent.cli.transcript import Transcript, approval_line, choices, coloured, question_lines
+from omnigent.client import JSON, Client, Event, Follow, Session
+from omnigent.errors import OmnigentError
+
+TAIL = 200
+"""Events of the past that are shown when a session is joined."""
+
+_HELP = """\
+A line is sent as a message (into the running turn where the agent can take it, else after it).
+Asked for approval: y allows once, s allows the same for this session, `n REASON` refuses.
+Asked a question: the number of an option, several with commas, or your own words.
+/interrupt  /stop  /switch HARNESS [MODEL]  /model MODEL  /quit   ·   Ctrl-C interrupts, twice detaches"""
+
+
+def configure(name: str, parser: Parser) -> None:
+    parser.example = "omnigent attach            the latest session of this directory\nomnigent attach @last"
+    parser.epilog = _HELP
+    add_session(parser)
+    parser.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    client = local.connect()
+    session_id = naming.find(client, options.session)
+    head = client.session(session_id)["last_seq"]
+    return attach(client, session_id, after=max(0, head - TAIL))
+
+
+def attach(client: Client, session_id: str, *, after: int) -> int:
+    """Show everything after a seq, then live, until the person leaves or piped lines are done."""
+    session = client.session(session_id)
+    watch = Watch(client, session)
+    follow = client.follow(session_id, after)
+    threading.Thread(target=watch.read, args=(follow,), name="follow", daemon=True).start()
+    try:
+        return Dialogue(client, watch).run()
+    finally:
+        watch.finish()
+
+
+class State:
+    """What the dialogue must know of a session: does it work, and what does it wait for."""
+
+    def __init__(self, head: int) -> None:
+        self.seen = 0
+        self.head = head
+        """The seq that must have been seen before the state can be trusted."""
+        self.open: dict[str, JSON] = {}
+        """Open approvals and questions, oldest first: id → body with `kind`."""
+        self.turn = False
+        self.outcome = ""
+        self._unserved: set[str] = set()
+        """Messages whose turn hasn't begun."""
+
+    @property
+    def current(self) -> bool:
+        return self.seen >= self.head
+
+    @property
+    def settled(self) -> bool:
+        """Nothing happens any more unless a person says something."""
+        return self.current and (bool(self.open) or (not self.turn and not self._unserved))
+
+    def take(self, event: Event) -> None:
+        self.seen = event["seq"]
+        item, body = event["item_id"] or "", event["body"]
+        match event["kind"]:
+            case "message.submitted":
+                self._unserved.add(item)
+            case "message.delivered" | "message.cancelled" | "message.failed":
+                self._unserved.discard(item)
+            case "turn.started":
+                self.turn = True
+                self._unserved.discard(body.get("message_id") or "")
+            case "turn.completed" | "turn.failed" | "turn.interrupted" as kind:
+                self.turn, self.outcome = False, kind.removeprefix("turn.")
+                self.open.clear()
+            case "approval.requested" | "question.asked" as kind:
+                self.open[item] = {**body, "kind": kind.partition(".")[0]}
+            case "approval.resolved" | "question.answered":
+                self.open.pop(item, None)
+            case "session.forked":
+                self.open.clear()
+                self._unserved.clear()
+                self.turn = False
+            case _:
+                pass
+
+
+class Watch:
+    """The reading side: the stream's frames to the screen and into `state`, both under one lock."""
+
+    def __init__(self, client: Client, session: Session) -> None:
+        self.session_id = session["id"]
+        self.state = State(session["last_seq"])
+        self.trouble: OmnigentError | None = None
+        self.over = False
+        self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self.lock = threading.Lock()
+        self.woken, self._wake = os.pipe()
+        self._transcript = Transcript(coloured(colourful()))
+        self._prompted = ""
+        self._add_open(client, session)
+
+    def _add_open(self, client: Client, session: Session) -> None:
+        """What was asked before the part of the log that is read."""
+        if session["status"] == "waiting":
+            for row in client.inbox():
+                if row["session_id"] == self.session_id:
+                    self.state.open[row["item"]["id"]] = {**row["item"], "kind": row["item"]["type"]}
+        self.state.turn = session["status"] in ("running", "waiting", "starting")
+
+    def read(self, follow: Follow) -> None:
+        """The stream's thread. Its errors are the dialogue's to raise."""
+        try:
+            for frame in follow:
+                match frame.event:
+                    case "event":
+                        event = event_of(frame)
+                        with self.lock:
+                            self.state.take(event)
+                            self._write(self._transcript.event(event))
+                    case "delta":
+                        with self.lock:
+                            self._write(self._transcript.delta(frame.data))
+                    case "lost":
+                        self.say("the server is away, reconnecting …")
+                    case _:
+                        pass
+                self.wake()
+            self.over = True
+        except OmnigentError as error:
+            self.trouble = error
+        except OSError:  # stdout or the wake pipe is gone: nobody watches any more
+            self.over = True
+        with suppress(OSError):
+            self.wake()
+
+    def wake(self) -> None:
+        os.write(self._wake, b".")
+
+    def say(self, text: str) -> None:
+        """A line of talk between the lines of the transcript."""
+        with self.lock:
+            self._write(self._transcript.end())
+            self._hide_prompt()
+            tell(text)
+
+    def prompt(self) -> None:
+        """Show what is waited for, once, on a terminal."""
+        with self.lock:
+            label = self._label() if self.terminal and self.state.settled else ""
+            if label and label != self._prompted:
+                self._write(self._transcript.end())
+                self._hide_prompt()
+                sys.stdout.write(label)
+                sys.stdout.flush()
+                self._prompted = label
+
+    def answered(self) -> None:
+        """The person ended a line: the prompt is used up."""
+        self._prompted = ""
+
+    def finish(self) -> None:
+        with self.lock:
+            self._write(self._transcript.end())
+            self._hide_prompt()
+
+    def _label(self) -> str:
+        first = next(iter(self.state.open.values()), None)
+        if first is None:
+            return "> "
+        return "allow? [y]es, this [s]ession, [n]o + reason: " if first["kind"] == "approval" else "answer: "
+
+    def _hide_prompt(self) -> None:
+        if self._prompted:
+            sys.stdout.write("\r\x1b[K")
+            sys.stdout.flush()
+            self._prompted = ""
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._hide_prompt()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+class Lines:
+    """Whole lines from a file descriptor, without blocking on half of one."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.ended = False
+        self._rest = b""
+        self._lines: list[str] = []
+
+    def fill(self) -> None:
+        data = os.read(self.fd, 65536)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data:
+            self.ended = True
+            lines, self._rest = ([self._rest] if self._rest else []), b""
+        self._lines += [line.decode("utf-8", "replace") for line in lines]
+
+    def take(self) -> str | None:
+        return self._lines.pop(0) if self._lines else None
+
+
+class Dialogue:
+    """The writing side: a person's lines become commands."""
+
+    def __init__(self, client: Client, watch: Watch, stdin: int = 0) -> None:
+        self._client = client
+        self._watch = watch
+        self._lines = Lines(stdin)
+        self._interrupts = 0
+        self._answers: list[list[str]] = []
+        """The answers so far to the questions of the first open question item."""
+        self._slashes: dict[str, Callable[[list[str]], None]] = {
+            "/interrupt": lambda _: self._command("interrupt"),
+            "/stop": lambda _: self._command("stop"),
+            "/switch": self._switch,
+            "/model": self._model,
+            "/help": lambda _: watch.say(_HELP),
+        }
+
+    def run(self) -> int:
+        while True:
+            try:
+                code = self._step()
+            except KeyboardInterrupt:
+                code = self._on_interrupt()
+            if code is not None:
+                return code
+
+    def _step(self) -> int | None:
+        watch, lines = self._watch, self._lines
+        if watch.trouble:
+            raise watch.trouble
+        if watch.over:
+            tell("the session was deleted")
+            return OK
+        with watch.lock:
+            may_read = watch.terminal or watch.state.settled
+        if may_read and (line := lines.take()) is not None:
+            return self._line(line.strip())
+        if lines.ended and (watch.terminal or may_read):
+            return OK if watch.terminal else self._exit_code()
+        watch.prompt()
+        sources = [watch.woken, lines.fd] if may_read and not lines.ended else [watch.woken]
+        ready, _, _ = select.select(sources, [], [])
+        if watch.woken in ready:
+            os.read(watch.woken, 65536)
+        if lines.fd in ready:
+            lines.fill()
+        return None
+
+    def _exit_code(self) -> int:
+        state = self._watch.state
+        if state.open:
+            for item, body in state.open.items():
+                self._watch.say("\n".join(_asked(item, body)))
+            return NEEDS_INPUT
+        return {"failed": FAILED, "interrupted": INTERRUPTED}.get(state.outcome, OK)
+
+    def _on_interrupt(self) -> int | None:
+        self._interrupts += 1
+        if self._interrupts > 1:
+            return INTERRUPTED
+        if self._watch.state.turn:
+            self._watch.say("interrupting the turn … (Ctrl-C again detaches)")
+            self._command("interrupt")
+        else:
+            self._watch.say("(Ctrl-C again, or /quit, detaches; the session goes on)")
+        return None
+
+    def _line(self, line: str) -> int | None:
+        self._interrupts = 0
+        self._watch.answered()
+        if line in ("/quit", "/detach", "/exit"):
+            return OK
+        if line.startswith("/"):
+            name, *rest = line.split()
+            slash = self._slashes.get(name)
+            if slash:
+                slash(rest)
+            else:
+                self._watch.say(f"There is no command {name}.\n{_HELP}")
+        elif line:
+            self._said(line)
+        return None
+
+    def _said(self, line: str) -> None:
+        state = self._watch.state
+        with self._watch.lock:
+            first = next(iter(state.open.items()), None)
+        if first is None:
+            self._command("prompt", text=line, when="steer" if state.turn else "auto")
+        elif first[1]["kind"] == "approval":
+            self._resolve(first[0], line)
+        else:
+            self._answer(first[0], first[1], line)
+
+    def _resolve(self, approval_id: str, line: str) -> None:
+        word, _, reason = line.partition(" ")
+        if word.lower() in ("y", "yes", "s"):
+            scope = "session" if word.lower() == "s" else "once"
+            self._command(
+                "resolve", approval_id, approval_id=approval_id, decision="allow", grant={"scope": scope}
+            )
+        elif word.lower() in ("n", "no"):
+            self._command(
+                "resolve", approval_id, approval_id=approval_id, decision="deny", reason=reason.strip()
+            )
+        else:
+            self._watch.say("It waits for an approval: y, s, or `n REASON`. /interrupt ends the turn.")
+
+    def _answer(self, question_id: str, body: JSON, line: str) -> None:
+        questions: list[JSON] = body["questions"]
+        self._answers.append(choices(questions[len(self._answers)], line))
+        if len(self._answers) < len(questions):
+            self._watch.say("\n".join(question_lines(question_id, [questions[len(self._answers)]])))
+            return
+        values, self._answers = self._answers, []
+        self._command("answer", question_id, question_id=question_id, values=values)
+
+    def _switch(self, words: list[str]) -> None:
+        if not words:
+            self._watch.say("/switch HARNESS [MODEL]")
+            return
+        self._command("switch", harness=words[0], **({"model": words[1]} if len(words) > 1 else {}))
+
+    def _model(self, words: list[str]) -> None:
+        if words:
+            self._command("set_model", model=words[0])
+        else:
+            self._watch.say("/model MODEL")
+
+    def _command(self, type_: str, closes: str | None = None, **fields: Any) -> None:
+        """`closes`: the open item that is answered by it."""
+        watch = self._watch
+        try:
+            answer = self._client.command(watch.session_id, type_, **fields)
+        except OmnigentError as error:
+            with watch.lock:
+                sys.stdout.flush()
+                tell_error(error)
+            return
+        with watch.lock:
+            watch.state.head = max(watch.state.head, int(answer.get("seq") or 0))
+            if closes:
+                watch.state.open.pop(closes, None)
+
+
+def _asked(item: str, body: JSON) -> list[str]:
+    if body["kind"] == "approval":
+        return [f"needs input: {item} asks: {approval_line(body)}"]
+    return question_lines(f"needs input: {item}", body["questions"])

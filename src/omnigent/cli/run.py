@@ -1,0 +1,204 @@
+"""`omnigent run` and its short forms: create a session, then print, detach or attach."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omnigent.cli import local
+from omnigent.cli.parser import Parser
+from omnigent.cli.table import FAILED, INTERRUPTED, NEEDS_INPUT, OK
+from omnigent.cli.talk import both_terminals, clean, colourful, out, tell
+from omnigent.cli.transcript import approval_line, question_lines, text_of
+from omnigent.client import Client, Event, Follow, Frame, Session
+from omnigent.errors import Malformed, WorkspaceMissing
+
+_AGENTS = {"claude": "claude-code", "codex": "codex", "pi": "pi"}
+
+_EXAMPLES = """\
+omnigent {name} 'fix the failing test'             attach to it on a terminal
+omnigent {name} -p 'what does this project do?'    print the answer and exit
+omnigent {name} -d --yes 'update the changelog'    leave it running, print its id"""
+
+
+def configure(name: str, parser: Parser) -> None:
+    parser.example = _EXAMPLES.format(name=name)
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="what to do; `-` reads it from stdin")
+    if name in _AGENTS:
+        parser.set_defaults(harness=_AGENTS[name])
+    else:
+        parser.add_argument("-H", "--harness", help="claude-code, codex, pi, … (default: the configured one)")
+    parser.add_argument("-m", "--model", help="the model, under its provider's name")
+    parser.add_argument("-P", "--provider", help="a provider of config.yaml")
+    parser.add_argument("-C", "--directory", default=".", metavar="DIR", help="the workspace (default: here)")
+    parser.add_argument("--title", help="the session's title (default: from the prompt)")
+    asking = parser.add_mutually_exclusive_group()
+    asking.add_argument("--yes", action="store_true", help="allow every tool call without asking")
+    asking.add_argument("--no-ask", action="store_true", help="nobody can answer: deny what would be asked")
+    parser.add_argument("-p", "--print", action="store_true", help="print the final text and exit")
+    parser.add_argument("--json", action="store_true", help="print the events as JSON lines (implies -p)")
+    parser.add_argument("-d", "--detach", action="store_true", help="don't wait; print the session's id")
+    parser.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    workspace = workspace_of(options.directory)
+    printing = options.print or options.json or not both_terminals()
+    prompt = prompt_of(options.prompt, required=printing or options.detach)
+    client, session = _create(options, workspace, prompt)
+    tell(f"session {session['id']}  {link(session, client)}")
+    if options.yes:
+        tell("warning: --yes: every tool call of this session is allowed without asking")
+    if options.detach:
+        out(session["id"])
+        return OK
+    if printing:
+        return print_turn(client, session["id"], json_lines=options.json, answers=not options.no_ask)
+    from omnigent.cli.attach import attach  # only for a person at a terminal
+
+    return attach(client, session["id"], after=0)
+
+
+def workspace_of(named: str) -> str:
+    """The absolute path of a workspace. Raises `WorkspaceMissing`."""
+    path = Path(named).expanduser()
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        hint = "A `~` must stand outside quotes." if "~" in str(path) else f"mkdir -p {named}"
+        raise WorkspaceMissing(f"There is no directory {named}.", hint=hint) from error
+    if not real.is_dir():
+        raise WorkspaceMissing(f"{named} is not a directory.", hint="Name the directory it is in with -C.")
+    return str(real)
+
+
+def prompt_of(words: list[str], *, required: bool) -> str | None:
+    """The prompt from the arguments, or from stdin for `-` or when nothing was typed and stdin is a pipe."""
+    if words == ["-"] or (not words and required and not sys.stdin.isatty()):
+        text = sys.stdin.read().strip()
+    else:
+        text = " ".join(words).strip()
+    if not text and required:
+        raise Malformed("There is no prompt.", hint="omnigent run -p 'what does this project do?'")
+    return text or None
+
+
+def _create(options: argparse.Namespace, workspace: str, prompt: str | None) -> tuple[Client, Session]:
+    home = local.home_path()
+    if _unconfigured(home, options.harness):
+        from omnigent.cli.setup import propose  # the first run only
+
+        propose(home)
+    approvals = "yes" if options.yes else "deny" if options.no_ask else "ask"
+    body: dict[str, Any] = {
+        "harness": options.harness, "model": options.model, "provider": options.provider,
+        "workspace": workspace, "title": options.title, "prompt": prompt, "approvals": approvals,
+    }  # fmt: skip
+    client = local.connect()
+    return client, client.create({name: value for name, value in body.items() if value is not None})
+
+
+def _unconfigured(home: Path, harness: str | None) -> bool:
+    """Whether this machine's server surely has no provider: then what there is may be proposed."""
+    if local.is_remote() or harness == "scripted":
+        return False
+    try:
+        return "providers:" not in (home / "config.yaml").read_text()
+    except OSError:
+        return True
+
+
+def link(session: Session, client: Client) -> str:
+    """The session's URL with the token in the fragment, which browsers don't send."""
+    url = session.get("web_url") or f"{client.url}/s/{session['id']}"
+    return url if "#" in url else f"{url}#token={client.token}"
+
+
+def print_turn(client: Client, session_id: str, *, json_lines: bool, answers: bool) -> int:
+    """Follow the first turn to its end. `answers`: an open approval or question ends it with exit code 8."""
+    turn = Turn(answers=answers)
+    show = _print_json if json_lines else _print_nothing
+    code = follow_turn(client, client.follow(session_id), turn, show)
+    if not json_lines and turn.text:
+        out(clean(turn.text) if colourful() else turn.text)
+    if code == NEEDS_INPUT:
+        tell(turn.waiting)
+        tell("hint: omnigent approve (or deny, answer); omnigent attach goes on in this terminal")
+    elif turn.trouble:
+        tell(f"error: {turn.trouble}")
+    return code
+
+
+class Turn:
+    """The first turn of a new session, from its events: how it ended, and its last text."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self.text = ""
+        self.trouble = ""
+        self.waiting = ""
+        self._answers = answers
+        self._code: int | None = None
+
+    def take(self, event: Event) -> int | None:
+        """The exit code once it is known."""
+        body = event["body"]
+        match event["kind"]:
+            case "message.completed":
+                self.text = text_of(body["content"]) or self.text
+            case "turn.completed":
+                self._code = OK
+            case "turn.failed":
+                self._code = {"denied": 6, "budget": 7}.get(body["code"], FAILED)
+                self.trouble = clean(f"{body['detail']} ({body['code']})")
+            case "turn.interrupted":
+                self._code = INTERRUPTED
+            case "message.failed":
+                self._code, self.trouble = FAILED, clean(f"{body['detail']} ({body['code']})")
+            case "approval.requested" if self._answers:
+                self._code = NEEDS_INPUT
+                self.waiting = f"needs input: {event['item_id']} asks: {approval_line(body)}"
+            case "question.asked" if self._answers:
+                self._code = NEEDS_INPUT
+                self.waiting = "\n".join(
+                    question_lines(f"needs input: {event['item_id']}", body["questions"])
+                )
+            case _:
+                pass
+        return self._code
+
+
+def follow_turn(client: Client, follow: Follow, turn: Turn, show: Callable[[Frame], None]) -> int:
+    """Read until the turn's exit code is known. Ctrl-C interrupts the turn; a second one leaves at once."""
+    session_id, interrupted = follow.session_id, False
+    while True:
+        try:
+            for frame in follow:
+                show(frame)
+                if frame.event == "lost":
+                    tell("the server is away, reconnecting …")
+                code = turn.take(event_of(frame)) if frame.event == "event" else None
+                if code is not None:
+                    return INTERRUPTED if interrupted else code
+            tell("error: the session was deleted")
+            return FAILED
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            tell("interrupting the turn … (Ctrl-C again leaves it)")
+            client.command(session_id, "interrupt")
+
+
+def event_of(frame: Frame) -> Event:
+    event: Any = frame.data
+    return event
+
+
+def _print_json(frame: Frame) -> None:
+    if frame.event == "event":
+        out(frame.text)
+
+
+def _print_nothing(frame: Frame) -> None:
+    pass

@@ -1,0 +1,154 @@
+"""`$OMNIGENT_HOME/config.yaml` → one frozen `Config`. Environment variables are not configuration.
+
+The one exception is `$OMNIGENT_HOME` itself, which says where everything is.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from omnigent.errors import ConfigInvalid, HomeUnusable
+from omnigent.harnesses import Wire
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Key(_Section):
+    """Where a provider's key comes from; exactly one is set. The value itself is never in a config file."""
+
+    env: str | None = None
+    """A variable of the server's environment."""
+    secret: str | None = None
+    """A file of that name under `$OMNIGENT_HOME/secrets/`, mode 0600."""
+    command: tuple[str, ...] | None = None
+    """A program whose standard output is the key."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Key":
+        if sum(source is not None for source in (self.env, self.secret, self.command)) != 1:
+            raise ValueError("name exactly one of env, secret, command")
+        return self
+
+
+class Provider(_Section):
+    """A model API at a URL, with a key."""
+
+    api: Wire
+    base_url: str | None = None
+    """The vendor's own endpoint when left out."""
+    key: Key
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    billing: Literal["metered", "subscription"] = "metered"
+    context_tokens: int = Field(default=200_000, gt=1000)
+    """The context window of its models, in tokens: a longer history is trimmed before it is handed over."""
+
+
+class Listen(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=6767, ge=0, le=65535)
+
+
+class RunnerSettings(_Section):
+    grace_seconds: float = Field(default=120, gt=0)
+    """How long a runner outlives its server before it ends its agent."""
+    idle_seconds: float = Field(default=600, gt=0)
+    """A runner with nothing open is closed after this and revived by the next prompt."""
+    stall_seconds: float = Field(default=60, gt=0)
+    """Silence with no tool, approval or model call open for this long is a stall."""
+
+
+class ApprovalSettings(_Section):
+    expire_seconds: int = Field(default=86_400, gt=0)
+    detach_seconds: int = Field(default=3_600, gt=0)
+
+
+class HarnessDefaults(_Section):
+    provider: str | None = None
+    model: str | None = None
+
+
+class Config(_Section):
+    server: Listen = Listen()
+    providers: dict[str, Provider] = {}
+    harness: str = "claude-code"
+    """The default harness (`defaults.harness` in the file)."""
+    harnesses: dict[str, HarnessDefaults] = {}
+    """Per-harness defaults (`defaults.<harness>` in the file)."""
+    runner: RunnerSettings = RunnerSettings()
+    approvals: ApprovalSettings = ApprovalSettings()
+    environment: tuple[str, ...] = ()
+    """Further variables an agent may see, beside the built-in allow-list."""
+
+
+def home_path() -> Path:
+    """`$OMNIGENT_HOME`, else `~/.omnigent`."""
+    named = os.environ.get("OMNIGENT_HOME")
+    return Path(named).expanduser().absolute() if named else Path.home() / ".omnigent"
+
+
+def ready_home(home: Path) -> Path:
+    """The home directory, made if missing (mode 0700). Raises `HomeUnusable`."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = home / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise HomeUnusable(
+            f"{home} can't be written: {error.strerror}.",
+            hint="Give yourself the right to write there, or set OMNIGENT_HOME to another directory.",
+        ) from error
+    return home
+
+
+def load_config(home: Path) -> Config:
+    """A home's configuration; defaults where there is no file. Raises `ConfigInvalid` naming the place."""
+    path = home / "config.yaml"
+    try:
+        raw: object = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path} can't be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{path} is no YAML: {error}") from error
+    return parse_config(raw if raw is not None else {}, str(path))
+
+
+def parse_config(raw: object, where: str = "config") -> Config:
+    """The file's shape → `Config`. Raises `ConfigInvalid`."""
+    sections = _mapping(raw, where)
+    per_harness = _mapping(sections.pop("defaults", None) or {}, f"{where}: defaults")
+    if "harness" in per_harness:
+        sections["harness"] = per_harness.pop("harness")
+    sections["harnesses"] = per_harness
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigInvalid(f"{where}: {place}: {first['msg']}.") from error
+
+
+def _mapping(raw: object, where: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise ConfigInvalid(f"{where} must be a mapping.")
+    return dict(cast(dict[str, Any], raw))
+
+
+ALLOWED_ENVIRONMENT = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TERM", "COLORTERM", "TMPDIR",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+    "XDG_RUNTIME_DIR",
+)  # fmt: skip
+"""What a child process may see of the environment: what programs need to run, nothing that names a key."""
+
+
+def child_environment(environ: dict[str, str], also: tuple[str, ...] = ()) -> dict[str, str]:
+    """The allow-listed part of an environment (`LC_*` included)."""
+    names = {*ALLOWED_ENVIRONMENT, *also}
+    return {name: value for name, value in environ.items() if name in names or name.startswith("LC_")}

@@ -1,0 +1,311 @@
+"""The server's end of the link: starts runners, hears them, knows when one is gone.
+
+Runners come to a Unix socket of mode 0600 in a directory of mode 0700 and prove themselves with a token that
+only the two know. What a runner is bound to is a lease row, so that a server that starts again finds it.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from omnigent import frames, processes
+from omnigent.blobs import Blobs
+from omnigent.config import child_environment
+from omnigent.errors import Fenced, Gap, OmnigentError
+from omnigent.events import JSON, Draft
+from omnigent.log import Lease, Log
+
+logger = logging.getLogger(__name__)
+
+LOST_SECONDS = 12.0
+"""A runner not heard of for this long, whose process lives, has lost contact."""
+LONGEST_SOCKET_PATH = 100
+POLL_SECONDS = 0.05
+"""How often a process that is not our child is looked at."""
+
+
+class Ear(Protocol):
+    """A session, as its runner speaks to it."""
+
+    async def ingest(self, run: str, epoch: int, first: int, drafts: list[Draft]) -> int: ...
+
+    async def say(self, deltas: list[JSON]) -> None: ...
+
+    async def synced(self, seen: list[str], held: list[str], questions: list[str], ready: bool) -> None: ...
+
+    async def gone(self, epoch: int) -> None: ...
+
+
+Listen = Callable[[str], Awaitable[Ear]]
+"""session id → its session."""
+
+
+@dataclass(slots=True)
+class _Handle:
+    """One runner process."""
+
+    pid: int
+    pid_started: int
+    token_sha256: str
+    lease: Lease | None = None
+    harness: str = ""
+    launch: JSON | None = None
+    """To be sent at its hello."""
+    writer: asyncio.StreamWriter | None = None
+    heard_at: float = 0.0
+    process: asyncio.subprocess.Process | None = None
+    watch: asyncio.Task[None] | None = None
+
+    def alive(self) -> bool:
+        return processes.alive(self.pid, self.pid_started)
+
+
+class RunnerHub:
+    """All runners of a server. Implements `session.Runners`."""
+
+    def __init__(self, home: Path, log: Log, blobs: Blobs, environ: dict[str, str], listen: Listen) -> None:
+        self._home = home
+        self._log = log
+        self._blobs = blobs
+        self._environ = environ
+        self._listen = listen
+        self._path = socket_path(home)
+        self._by_session: dict[str, _Handle] = {}
+        self._by_token: dict[str, _Handle] = {}
+        self._server: asyncio.Server | None = None
+        self._spare: _Handle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> list[str]:
+        """Listen, and take up the leases of an earlier server. The sessions whose runner may come back."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=2**20)
+        self._path.chmod(0o600)
+        leases = await self._log.leases()
+        for lease in leases:
+            handle = _Handle(lease.pid, lease.pid_started, lease.token_sha256, lease)
+            handle.heard_at = self._loop.time()
+            self._by_session[lease.session_id] = handle
+            self._by_token[lease.token_sha256] = handle
+            self._watch(handle)
+        return [lease.session_id for lease in leases]
+
+    async def close(self) -> None:
+        """Stop listening; runners are left to their grace."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._spare is not None and self._spare.process is not None:
+            self._spare.process.terminate()
+        if self._server is not None:
+            self._server.close()
+        for handle in self._by_token.values():
+            if handle.writer is not None:
+                handle.writer.close()
+
+    # What a session asks of us.
+
+    def state(self, session_id: str) -> str:
+        handle = self._by_session.get(session_id)
+        if handle is None:
+            return "none"
+        if handle.writer is not None:
+            return "live"
+        return "starting" if handle.launch is not None else "away"
+
+    def lost(self, session_id: str) -> bool:
+        """Its process lives but hasn't been heard for `LOST_SECONDS`."""
+        handle = self._by_session.get(session_id)
+        return handle is not None and self._loop.time() - handle.heard_at > LOST_SECONDS
+
+    def live(self) -> list[str]:
+        return list(self._by_session)
+
+    def send(self, session_id: str, frame: JSON) -> None:
+        handle = self._by_session.get(session_id)
+        if handle is not None and handle.writer is not None:
+            handle.writer.write(frames.pack(frame))
+
+    async def launch(self, session_id: str, frame: JSON) -> None:
+        handle = self._spare
+        self._spare = None
+        if handle is None or not handle.alive():
+            handle = await self._spawn()
+        lease = Lease(
+            session_id, frame["epoch"], frame["run"], handle.pid, handle.pid_started, handle.token_sha256
+        )
+        await self._log.put_lease(lease)
+        handle.lease, handle.harness, handle.heard_at = lease, frame["harness"], self._loop.time()
+        self._by_session[session_id] = handle
+        if handle.writer is not None:
+            handle.writer.write(frames.pack(frame))
+        else:
+            handle.launch = frame
+
+    async def warm(self) -> None:
+        """Have one unbound runner ready, so that the next agent starts without waiting for ours."""
+        if self._spare is None and not self._closing:
+            self._spare = await self._spawn()
+
+    def cool(self) -> None:
+        """Let the spare go."""
+        if self._spare is not None and self._spare.process is not None:
+            self._spare.process.terminate()
+        self._spare = None
+
+    async def _spawn(self) -> _Handle:
+        token = secrets.token_urlsafe(32)
+        logs = self._home / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        with (logs / "runner.log").open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "omnigent.runner",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=child_environment(self._environ),
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"socket": str(self._path), "token": token}).encode() + b"\n")
+        started = processes.start_time(process.pid) or 0
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        handle = _Handle(process.pid, started, digest, process=process, heard_at=self._loop.time())
+        self._by_token[digest] = handle
+        self._watch(handle)
+        return handle
+
+    # What a runner says.
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = await frames.read_frame(reader)
+        handle = self._known(hello)
+        if hello is None or handle is None:
+            writer.write(frames.pack({"type": "fenced"}))
+            writer.close()
+            return
+        if handle.writer is not None:
+            handle.writer.close()
+        handle.writer, handle.heard_at = writer, self._loop.time()
+        try:
+            await self._greet(handle, hello)
+            while (frame := await frames.read_frame(reader)) is not None:
+                handle.heard_at = self._loop.time()
+                await self._hear(handle, frame)
+        except Fenced:
+            writer.write(frames.pack({"type": "fenced"}))
+        except (OmnigentError, ValidationError, KeyError):
+            logger.exception("a runner's frame could not be taken; its link is closed so that it tells again")
+        finally:
+            if handle.writer is writer:
+                handle.writer = None
+            writer.close()
+
+    def _known(self, hello: JSON | None) -> _Handle | None:
+        if hello is None or hello.get("type") != "hello":
+            return None
+        digest = hashlib.sha256(str(hello.get("token", "")).encode()).hexdigest()
+        handle = self._by_token.get(digest)
+        if handle is None or handle.pid != hello.get("pid"):
+            return None
+        lease = handle.lease
+        bound = hello.get("session_id")
+        if bound is not None and (
+            lease is None or (bound, hello.get("epoch")) != (lease.session_id, lease.epoch)
+        ):
+            return None
+        return handle
+
+    async def _greet(self, handle: _Handle, hello: JSON) -> None:
+        if handle.launch is not None:
+            self._write(handle, handle.launch)
+            handle.launch = None
+        elif handle.lease is not None and hello.get("session_id"):
+            lease = handle.lease
+            known = await self._log.append(lease.session_id, [], producer=lease.run, epoch=lease.epoch)
+            self._write(handle, {"type": "resume", "acked": known.acked})
+
+    async def _hear(self, handle: _Handle, frame: JSON) -> None:
+        lease = handle.lease
+        if lease is None:
+            return
+        ear = await self._listen(lease.session_id)
+        match frame["type"]:
+            case "events":
+                for data in frame["blobs"].values():
+                    await asyncio.to_thread(self._blobs.put, base64.b64decode(data))
+                drafts = [
+                    frames.unpack_draft(raw, handle.harness or "agent", lease.run) for raw in frame["drafts"]
+                ]
+                acked = await self._ingest(ear, lease, frame["first"], drafts)
+                self._write(handle, {"type": "ack", "acked": acked})
+            case "deltas":
+                await ear.say(frame["items"])
+            case "synced":
+                await ear.synced(frame["seen"], frame["held"], frame["questions"], frame["ready"])
+            case _:
+                pass  # a heartbeat: being heard is all it says
+
+    async def _ingest(self, ear: Ear, lease: Lease, first: int, drafts: list[Draft]) -> int:
+        try:
+            return await ear.ingest(lease.run, lease.epoch, first, drafts)
+        except Gap as gap:
+            # What is missing was sent on an earlier connection and comes again after `resume`.
+            return int(gap.facts["expected"]) - 1
+
+    def _write(self, handle: _Handle, frame: JSON) -> None:
+        if handle.writer is not None:
+            handle.writer.write(frames.pack(frame))
+
+    # Ends.
+
+    def _watch(self, handle: _Handle) -> None:
+        task = self._loop.create_task(self._wait(handle))
+        handle.watch = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _wait(self, handle: _Handle) -> None:
+        """Until the process has ended and its connection is read to the end; then tell its session."""
+        if handle.process is not None:
+            await handle.process.wait()
+        while handle.alive():
+            await asyncio.sleep(POLL_SECONDS)  # not our child: no other way to hear of its end
+        while handle.writer is not None:
+            await asyncio.sleep(POLL_SECONDS)  # its last words are still being stored
+        self._by_token.pop(handle.token_sha256, None)
+        if handle is self._spare:
+            self._spare = None
+        lease = handle.lease
+        if lease is None or self._closing:
+            return
+        if self._by_session.get(lease.session_id) is handle:
+            del self._by_session[lease.session_id]
+        ear = await self._listen(lease.session_id)
+        await ear.gone(lease.epoch)
+
+
+def socket_path(home: Path) -> Path:
+    """The link's socket: in the home, or where its path would be too long for one, in a private temp directory."""
+    path = home / "run" / "link.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        return path
+    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"omnigent-{os.getuid()}-{name}" / "link.sock"

@@ -1,0 +1,471 @@
+"""All sessions of a server: made, found, forked, exported; and how the server starts and stops."""
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnigent import __version__, workspace
+from omnigent import events as ev
+from omnigent.blobs import Blobs
+from omnigent.config import Config
+from omnigent.errors import (
+    BadCursor,
+    Conflict,
+    Draining,
+    KeyReused,
+    Malformed,
+    MissingBinary,
+    NotFound,
+    OmnigentError,
+)
+from omnigent.events import JSON, Actor, Draft
+from omnigent.ids import Clock, NewId
+from omnigent.link import RunnerHub
+from omnigent.log import CommandRecord, ListQuery, Log, open_log
+from omnigent.providers import choose
+from omnigent.registry import harness as find_harness
+from omnigent.registry import harness_name, harness_names
+from omnigent.session import House, Session
+from omnigent.views import SessionProjector, SessionView
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 30.0
+"""How long a stopping server waits for turns to end by themselves."""
+TICK_SECONDS = 2.0
+ORG = "org:local"
+OWNER = "local"
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CreateSession(_Request):
+    harness: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    workspace: str | None = None
+    title: str = Field(default="", max_length=500)
+    prompt: str | None = None
+    approvals: ev.Approvals = "ask"
+    labels: dict[str, str] = {}
+
+
+class ForkSession(_Request):
+    at_seq: int | None = None
+    harness: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    workspace: str | None = None
+    share_workspace: bool = False
+    title: str | None = None
+
+
+class PatchSession(_Request):
+    title: str | None = Field(default=None, max_length=500)
+    archived: bool | None = None
+    labels: dict[str, str] | None = None
+
+
+class Sessions:
+    """The living room. `open` makes one; there is one per server."""
+
+    def __init__(
+        self, home: Path, config: Config, log: Log, clock: Clock, new_id: NewId, environ: dict[str, str]
+    ) -> None:
+        self.home = home
+        self.config = config
+        self.log = log
+        self.blobs = Blobs(home)
+        self.hub = RunnerHub(home, log, self.blobs, environ, self.get)
+        self.draining = False
+        self._house = House(home, config, log, self.blobs, self.hub, clock, new_id, environ)
+        self._open: dict[str, asyncio.Task[Session]] = {}
+        self._ticker: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, home: Path, config: Config, environ: dict[str, str], clock: Clock, new_id: NewId
+    ) -> "Sessions":
+        """Open the log, take up the runners of an earlier server, end what was lost with it."""
+        log = open_log(home, SessionProjector(), clock)
+        sessions = cls(home, config, log, clock, new_id, environ)
+        waiting = set(await sessions.hub.start())
+        for status in ("starting", "running", "waiting"):
+            for session_id in await sessions._with_status(status):
+                session = await sessions.get(session_id)
+                if session_id not in waiting and session.view.turn is not None:
+                    await session.gone(0)
+                await session.recover()
+        sessions._ticker = asyncio.get_running_loop().create_task(sessions._tick())
+        return sessions
+
+    async def _with_status(self, status: str) -> list[str]:
+        found: list[str] = []
+        cursor: str | None = None
+        while True:
+            query = ListQuery(limit=200, cursor=cursor, status=status, archived=None)
+            rows, cursor = await self.log.list(query)
+            found += [row["id"] for row in rows]
+            if cursor is None:
+                return found
+
+    # Finding.
+
+    async def get(self, session_id: str) -> Session:
+        """The session, loaded once. Raises `NotFound`."""
+        task = self._open.get(session_id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(session_id))
+            self._open[session_id] = task
+        try:
+            return await asyncio.shield(task)
+        except OmnigentError:
+            self._open.pop(session_id, None)
+            raise
+
+    async def _load(self, session_id: str) -> Session:
+        view = cast(SessionView, await self.log.view(session_id))
+        return Session(self._house, view)
+
+    async def describe(self, session_id: str) -> JSON:
+        """The session object of the API."""
+        return self.summary((await self.get(session_id)).view)
+
+    def summary(self, view: SessionView) -> JSON:
+        lost = view.turn is not None and self.hub.lost(view.session_id)
+        usage: JSON = {name: view.usage.get(name, 0) for name in _USAGE}
+        cost = view.cost_nanousd
+        usage["cost_usd"] = None if cost is None else cost / 1e9
+        usage["cost_partial"] = view.cost_partial
+        run = view.run
+        return {
+            "id": view.session_id,
+            "title": view.title,
+            "harness": view.harness,
+            "model": view.model,
+            "provider": view.provider,
+            "billing": view.billing,
+            "workspace": view.workspace,
+            "approvals": view.approvals,
+            "sandbox": view.sandbox,
+            "status": "lost" if lost else view.status,
+            "status_reason": _reason(view, lost),
+            "status_since": view.status_since,
+            "last_seq": view.as_of_seq,
+            "usage": usage,
+            "budget": None,
+            "pending": {"approvals": len(view.approvals_open), "questions": len(view.questions_open)},
+            "queue_length": len(view.queue),
+            "turn": view.turn and {name: view.turn[name] for name in ("id", "message_id", "trigger")},
+            "last_turn": view.last_turn,
+            "owner": view.owner,
+            "role": "owner",
+            "parent_id": view.parent_id,
+            "root_id": view.root_id,
+            "forked_from": view.forked_from,
+            "run": run and {name: run[name] for name in ("run", "harness", "version", "native_ref", "how")},
+            "capabilities": run["capabilities"] if run else {},
+            "created_at": view.created_at,
+            "updated_at": view.updated_at,
+            "archived": view.archived,
+            "labels": view.labels,
+        }
+
+    async def _view(self, session_id: str) -> SessionView:
+        """A live session's own view, else the stored one: listing loads no session."""
+        task = self._open.get(session_id)
+        if task is not None and task.done() and task.exception() is None:
+            return task.result().view
+        return cast(SessionView, await self.log.view(session_id))
+
+    async def inbox(self) -> list[JSON]:
+        """Open approvals and questions over all sessions."""
+        found: list[JSON] = []
+        for session_id, row in await self.log.open_items():
+            view = await self._view(session_id)
+            found.append({"session_id": session_id, "session_title": view.title, "item": item_json(row)})
+        return found
+
+    def harnesses(self) -> list[JSON]:
+        return [self._harness(name) for name in harness_names()]
+
+    def _harness(self, name: str) -> JSON:
+        adapter = find_harness(name)
+        capabilities = adapter.capabilities
+        found: JSON = {
+            "name": name,
+            "wires": list(adapter.wires),
+            "versions": list(adapter.versions),
+            "capabilities": {key: getattr(capabilities, key) for key in capabilities.__slots__},
+        }
+        try:
+            binary = adapter.locate(self.home)
+        except MissingBinary as missing:
+            return found | {"installed": False, "version": None, "hint": missing.hint}
+        return found | {
+            "installed": True,
+            "version": binary.version,
+            "source": binary.source,
+            "in_range": binary.in_range,
+        }
+
+    # Making.
+
+    async def create(self, request: CreateSession, actor: Actor, key: str) -> tuple[JSON, bool]:
+        """A session, and its first turn if there is a prompt. Raises what makes it impossible, by name."""
+        self._refuse_if_draining()
+        record, known = await self._replay(key, request)
+        if known is not None:
+            return await self.describe(known), True
+        name = harness_name(request.harness or self.config.harness)
+        adapter = find_harness(name)
+        path = workspace.existing(request.workspace or Path.cwd())
+        adapter.locate(self.home)
+        choice = choose(self.config, adapter, request.provider, request.model)
+        session_id = self._house.new_id("ses")
+        body = ev.SessionCreated(
+            title=request.title,
+            harness=name,
+            model=choice.model,
+            provider=choice.name,
+            workspace=str(path),
+            approvals=request.approvals,
+            owner=OWNER,
+            labels=request.labels,
+        )
+        drafts = [Draft(body, actor=actor)]
+        if request.prompt is not None:
+            drafts += self._first_prompt(request.prompt, actor)
+        record = CommandRecord(ORG, key, record.request_sha256, {"session_id": session_id})
+        appended = await self.log.create(session_id, drafts, command=record)
+        if not appended.events:  # somebody else's request with this key came first
+            replayed = await self.log.command(ORG, key)
+            assert replayed is not None
+            return await self.describe(replayed.answer["session_id"]), True
+        session = await self.get(session_id)
+        if request.prompt is not None:
+            await session.begin()
+        return self.summary(session.view), False
+
+    def _first_prompt(self, prompt: str, actor: Actor) -> list[Draft]:
+        if not prompt.strip():
+            raise Malformed("The prompt is empty.", hint="Give it some text.")
+        message_id, turn_id = self._house.new_id("msg"), self._house.new_id("turn")
+        content = (ev.TextPart(text=prompt),)
+        return [
+            Draft(ev.MessageSubmitted(content=content), message_id, actor=actor),
+            Draft(ev.TurnStarted(trigger="prompt", message_id=message_id), turn_id=turn_id, actor=actor),
+        ]
+
+    async def _replay(self, key: str, request: BaseModel) -> tuple[CommandRecord, str | None]:
+        """The record to store, and the session an earlier request with this key made. Raises `KeyReused`."""
+        digest = ev.sha256(ev.canonical(request.model_dump(mode="json") | {"_": type(request).__name__}))
+        known = await self.log.command(ORG, key)
+        if known is not None and known.request_sha256 != digest:
+            raise KeyReused("This Idempotency-Key was used with another request.", hint="Make a new key.")
+        return CommandRecord(ORG, key, digest), known and known.answer["session_id"]
+
+    async def fork(self, parent_id: str, request: ForkSession, actor: Actor, key: str) -> tuple[JSON, bool]:
+        """A session that goes on from the parent at a seq. The parent isn't touched."""
+        self._refuse_if_draining()
+        record, known = await self._replay(key, request)
+        if known is not None:
+            return await self.describe(known), True
+        parent = (await self.get(parent_id)).view
+        at_seq = request.at_seq if request.at_seq is not None else parent.safe_seq
+        if not 1 <= at_seq <= parent.as_of_seq:
+            raise BadCursor(
+                f"at_seq={at_seq} isn't in the log, which ends at {parent.as_of_seq}.", head=parent.as_of_seq
+            )
+        name = harness_name(request.harness or parent.harness)
+        adapter = find_harness(name)
+        adapter.locate(self.home)
+        same = name == parent.harness
+        choice = choose(
+            self.config,
+            adapter,
+            request.provider or (parent.provider if same else None),
+            request.model or (parent.model if same else None),
+        )
+        session_id = self._house.new_id("ses")
+        path = await asyncio.to_thread(self._fork_workspace, parent, request, session_id, at_seq)
+        at = await self.log.read(parent_id, after=at_seq - 1, limit=1)
+        body = ev.SessionForked(
+            parent_id=parent_id,
+            at_seq=at_seq,
+            parent_hash=at[0].hash,
+            owner=OWNER,
+            title=request.title if request.title is not None else f"{parent.title} (fork)",
+            harness=name,
+            model=choice.model,
+            provider=choice.name,
+            workspace=str(path),
+            approvals=cast(ev.Approvals, parent.approvals),
+            share_workspace=request.share_workspace,
+        )
+        record = CommandRecord(ORG, key, record.request_sha256, {"session_id": session_id})
+        await self.log.fork(parent_id, at_seq, session_id, [Draft(body, actor=actor)], command=record)
+        return await self.describe(session_id), False
+
+    def _fork_workspace(
+        self, parent: SessionView, request: ForkSession, session_id: str, at_seq: int
+    ) -> Path:
+        if request.workspace is not None:
+            return workspace.existing(request.workspace)
+        if request.share_workspace:
+            return workspace.existing(parent.workspace)
+        kept = parent.checkpoint
+        usable = kept is not None and kept["seq"] <= at_seq
+        at = workspace.Checkpoint(kept["head"], kept["tree"]) if kept is not None and usable else None
+        return workspace.fork(Path(parent.workspace), session_id, self.home, at)
+
+    async def patch(self, session_id: str, request: PatchSession, actor: Actor) -> JSON:
+        session = await self.get(session_id)
+        changes = request.model_dump(exclude_none=True)
+        if changes:
+            await session.record([ev.SessionUpdated(**changes)], actor)
+        return self.summary(session.view)
+
+    async def delete(self, session_id: str) -> None:
+        """Hide it. A running session must be stopped first."""
+        session = await self.get(session_id)
+        if session.view.turn is not None:
+            raise Conflict(
+                "The session is running.", hint="Stop it first.", current=self.summary(session.view)["status"]
+            )
+        await session.close_idle()
+        await self.log.delete(session_id)
+        self._open.pop(session_id, None)
+        session.deleted.set()
+
+    # Export and import.
+
+    async def export(self, session_id: str) -> bytes:
+        """A zip of `manifest.json`, `events.jsonl` (stored bytes, a fork's prefix included) and `blobs/`."""
+        await self.log.head(session_id)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            lines: list[str] = []
+            blobs: set[str] = set()
+            after = 0
+            while page := await self.log.read(session_id, after=after, limit=1000):
+                after = page[-1].seq
+                lines += [event.json_text() for event in page]
+                for event in page:
+                    blobs |= _blobs_in(json.loads(event.body_text))
+            archive.writestr("events.jsonl", "\n".join(lines) + "\n")
+            for name in sorted(blobs):
+                with contextlib.suppress(NotFound):
+                    archive.writestr(f"blobs/{name}", self.blobs.get(name))
+            manifest = {"format": 1, "session_id": session_id, "events": len(lines), "omnigent": __version__}
+            archive.writestr("manifest.json", json.dumps(manifest, indent=1))
+        return buffer.getvalue()
+
+    async def import_session(self, data: bytes, key: str) -> JSON:
+        """Store an exported session as it is, read-only. Raises `Malformed`, `Conflict`."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                lines = archive.read("events.jsonl").decode().splitlines()
+                events = [ev.parse_event(line) for line in lines if line]
+                blobs = {n: archive.read(n) for n in archive.namelist() if n.startswith("blobs/")}
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+            raise Malformed(
+                f"This is no exported session: {error}.", hint="Give a file made by export."
+            ) from error
+        for blob in blobs.values():
+            self.blobs.put(blob)
+        record = CommandRecord(ORG, key, ev.sha256("".join(event.hash for event in events)), {})
+        session_id = await self.log.import_events(events, command=record)
+        return await self.describe(session_id)
+
+    # Time and the end.
+
+    async def _tick(self) -> None:
+        """Close agents with nothing to do, and forget sessions nobody looks at."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)  # the resolution of the idle time-out
+            live = set(self.hub.live())
+            for session_id, task in list(self._open.items()):
+                if not task.done() or task.exception() is not None:
+                    continue
+                session = task.result()
+                idle = session.view.turn is None and not session.view.queue
+                if not idle:
+                    session.idle_since = loop.time()
+                elif session_id in live:
+                    if loop.time() - session.idle_since > self.config.runner.idle_seconds:
+                        await session.close_idle()
+                elif not session.feed.followers and loop.time() - session.idle_since > 60:
+                    self._open.pop(session_id, None)
+
+    def _refuse_if_draining(self) -> None:
+        if self.draining:
+            raise Draining("The server is stopping.", hint="Try again when it has started anew.")
+
+    async def drain(self, keep_runners: bool = False) -> None:
+        """Take no more work; let turns end; end the runners (unless an upgrade keeps them)."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        sessions = [t.result() for t in self._open.values() if t.done() and t.exception() is None]
+        for session in sessions:
+            session.draining = True
+        if not keep_runners:
+            limit = loop.time() + DRAIN_SECONDS
+            while loop.time() < limit and any(s.view.status == "running" for s in sessions):
+                await asyncio.sleep(0.05)  # turns end when they end
+            for session_id in self.hub.live():
+                self.hub.send(session_id, {"type": "close", "reason": "closed"})
+            limit = loop.time() + 10
+            while loop.time() < limit and self.hub.live():
+                await asyncio.sleep(0.05)  # runners tell their last events, then go
+        await self.close()
+
+    async def close(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self.hub.close()
+        await self.log.close()
+
+    # The last, for its name hides the builtin from the annotations that follow.
+    async def list(self, query: ListQuery) -> tuple[list[JSON], str | None]:
+        rows, cursor = await self.log.list(query)
+        return [self.summary(await self._view(row["id"])) for row in rows], cursor
+
+
+_USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+
+
+def item_json(row: Any) -> JSON:
+    """An item as the API shows it."""
+    return {**row.data, "view_seq": row.view_seq, "pos": row.pos}
+
+
+def _reason(view: SessionView, lost: bool) -> str:
+    if lost:
+        return "The agent's runner doesn't answer."
+    if view.approvals_open:
+        return "approval"
+    if view.questions_open:
+        return "question"
+    return ""
+
+
+def _blobs_in(value: Any) -> set[str]:
+    """Every blob a body names."""
+    if isinstance(value, dict):
+        fields = cast(dict[str, Any], value)
+        here = {fields["blob"]} if isinstance(fields.get("blob"), str) else set[str]()
+        return here.union(*(_blobs_in(inner) for inner in fields.values()))
+    if isinstance(value, list):
+        return set[str]().union(*(_blobs_in(inner) for inner in cast(list[Any], value)))
+    return set()

@@ -1,0 +1,518 @@
+"""The one fold: events → a session's summary and its transcript items.
+
+Pure, so that a replay gives what was live. It runs inside the append transaction (see `log.Projector`); faces
+follow items, programs that want the facts follow events.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, cast
+
+from omnigent import events as ev
+from omnigent.events import JSON, Event
+
+Status = Literal["starting", "idle", "running", "waiting", "paused", "lost", "closed"]
+
+OPEN_CALL = ("requested", "held", "running")
+
+
+@dataclass(slots=True)
+class SessionView:
+    """What a session is at `as_of_seq`. Small by design: items live in rows of their own."""
+
+    as_of_seq: int = 0
+    session_id: str = ""
+    root_id: str = ""
+    title: str = ""
+    harness: str = ""
+    model: str | None = None
+    provider: str | None = None
+    billing: str = "unknown"
+    workspace: str = ""
+    approvals: str = "ask"
+    sandbox: str = "host"
+    owner: str = ""
+    org: str = "local"
+    parent_id: str | None = None
+    forked_from: JSON | None = None
+    created_at: int = 0
+    updated_at: int = 0
+    archived: bool = False
+    closed: bool = False
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    status_since: int = 0
+    status: Status = "idle"
+
+    turn: JSON | None = None
+    """The open turn: id, message_id, trigger, delivered, started_at, seq."""
+    last_turn: JSON | None = None
+    run: JSON | None = None
+    """The current start of the harness, from `harness.started`; None while no process runs."""
+    native: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    """Per harness: its native session, and whether content from elsewhere has made it stale."""
+    queue: list[JSON] = field(default_factory=list[JSON])
+    """Messages and commands that wait, in seq order: id, type (message, switch, set_model), arguments."""
+    steers: list[str] = field(default_factory=list[str])
+    """Messages handed to the running turn and not yet acknowledged."""
+    calls: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    """Open tool calls by item id: status, and for a gated one the digest of its actions."""
+    texts: dict[str, str] = field(default_factory=dict[str, str])
+    """Open streamed items: id → type."""
+    approvals_open: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    questions_open: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    grants: list[str] = field(default_factory=list[str])
+    """Digests of actions allowed for the session."""
+    once: list[JSON] = field(default_factory=list[JSON])
+    """One-shot grants left by a detached approval: action_sha256, expires_at."""
+    usage: dict[str, int] = field(default_factory=dict[str, int])
+    cost_nanousd: int | None = None
+    cost_partial: bool = False
+    """Some call had no known cost, so the sum is a lower bound."""
+    checkpoint: JSON | None = None
+    safe_seq: int = 0
+    """The last seq outside an open turn: where a fork is cut when none is named."""
+
+    def dump(self) -> JSON:
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    def columns(self) -> JSON:
+        return {
+            "title": self.title,
+            "status": self.status,
+            "harness": self.harness,
+            "parent_id": self.parent_id,
+            "archived": self.archived,
+            "updated_at": self.updated_at,
+            "open": bool(self.approvals_open or self.questions_open),
+        }
+
+
+_FIELDS = tuple(f.name for f in fields(SessionView))
+
+Items = dict[str, JSON]
+Lookup = Callable[[str], JSON | None]
+
+
+class SessionProjector:
+    """The `log.Projector` of Omnigent."""
+
+    version = 1
+
+    def empty(self) -> SessionView:
+        return SessionView()
+
+    def load(self, data: JSON) -> SessionView:
+        return SessionView(**data)
+
+    def fold(self, view: SessionView, event: Event, item: Lookup) -> Items:
+        folder = _Folder(view, event, item)
+        folder.apply()
+        view.as_of_seq = event.seq
+        view.updated_at = event.at
+        status = _status(view)
+        if status != view.status or view.created_at == event.at:
+            view.status, view.status_since = status, event.at
+        if view.turn is None:
+            view.safe_seq = event.seq
+        return folder.items
+
+
+def _status(view: SessionView) -> Status:
+    if view.closed:
+        return "closed"
+    if view.turn is None:
+        return "starting" if view.queue else "idle"
+    if view.approvals_open or view.questions_open:
+        return "waiting"
+    return "running" if view.run is not None else "starting"
+
+
+@dataclass(slots=True)
+class _Folder:
+    """One event's application."""
+
+    view: SessionView
+    event: Event
+    lookup: Lookup
+    items: Items = field(default_factory=dict[str, JSON])
+
+    def apply(self) -> None:
+        body = self.event.body
+        match body:
+            case ev.SessionCreated():
+                self._created(body)
+            case ev.SessionForked():
+                self._forked(body)
+            case ev.SessionUpdated():
+                self._updated(body)
+            case ev.SessionClosed():
+                self.view.closed = True
+            case ev.SessionReopened():
+                self.view.closed = False
+            case ev.HarnessStarted():
+                self._harness_started(body)
+            case ev.HarnessUpdated():
+                self._native_ref(body.native_ref)
+            case ev.HarnessExited():
+                self.view.run = None
+            case ev.HarnessChanged():
+                self._harness_changed(body)
+            case ev.ModelChanged():
+                self.view.model = body.model
+                self.view.provider = body.provider or self.view.provider
+            case ev.TurnStarted():
+                self._turn_started(body)
+            case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted():
+                self._turn_ended(body)
+            case (
+                ev.MessageSubmitted()
+                | ev.MessageQueued()
+                | ev.MessageEdited()
+                | ev.MessageDelivered()
+                | ev.MessageCancelled()
+                | ev.MessageFailed()
+            ):
+                self._message_in(body)
+            case ev.MessageStarted() | ev.MessageCompleted() | ev.ReasoningCompleted() | ev.ItemUpdated():
+                self._streamed(body)
+            case ev.ToolRequested() | ev.ToolStarted() | ev.ToolCompleted() | ev.PolicyDecided():
+                self._call(body)
+            case ev.ApprovalRequested() | ev.ApprovalResolved():
+                self._approval(body)
+            case ev.QuestionAsked() | ev.QuestionAnswered():
+                self._question(body)
+            case ev.CommandQueued() | ev.CommandEnded():
+                self._queued_command(body)
+            case ev.UsageReported():
+                self._usage(body)
+            case ev.PlanUpdated():
+                self._put("plan", entries=[entry.model_dump() for entry in body.entries])
+            case ev.NoticeRaised():
+                self._put("notice", code=body.code, level=body.level, detail=body.detail)
+            case ev.ContextCompacted():
+                self._put("notice", code="compacted", level="info", detail="The agent compacted its context.")
+            case ev.WorkspaceCheckpointed():
+                self.view.checkpoint = {"head": body.head, "tree": body.tree, "seq": self.event.seq}
+            case ev.FileChanged():
+                self._put("file", path=body.path, change=body.change, diff=body.diff)
+            case ev.UnknownBody():
+                self._put("unknown", kind=body.kind, raw=body.raw)
+
+    # Items.
+
+    def _put(self, type_: str, item_id: str | None = None, **changes: Any) -> JSON:
+        """Create or change an item; its id defaults to the event's item id, else the event's own id."""
+        key = item_id or self.event.item_id or self.event.id
+        now = self.items.get(key) or self.lookup(key)
+        if now is None:
+            now = {
+                "id": key,
+                "type": type_,
+                "turn_id": self.event.turn_id,
+                "parent_item_id": self.event.parent_item_id,
+                "actor": self.event.actor.model_dump(),
+                "created_at": self.event.at,
+            }
+        self.items[key] = {**now, **changes, "updated_at": self.event.at}
+        return self.items[key]
+
+    # The session.
+
+    def _created(self, body: ev.SessionCreated) -> None:
+        view, event = self.view, self.event
+        view.session_id, view.root_id = event.session_id, event.root_id
+        view.title, view.labels = body.title, dict(body.labels)
+        view.harness, view.model, view.provider = body.harness, body.model, body.provider
+        view.workspace, view.approvals, view.sandbox = body.workspace, body.approvals, body.sandbox
+        view.owner, view.org, view.parent_id = body.owner, body.org, body.parent_id
+        view.created_at = view.status_since = event.at
+
+    def _forked(self, body: ev.SessionForked) -> None:
+        """Nothing of the parent stays open; policies' memory, usage and history do."""
+        self._close_open("interrupted")
+        view, event = self.view, self.event
+        for item_id in view.approvals_open:
+            self._put("approval", item_id, status="cancelled")
+        for item_id in view.questions_open:
+            self._put("question", item_id, status="cancelled")
+        view.approvals_open, view.questions_open = {}, {}
+        if view.turn is not None:
+            view.last_turn = {"id": view.turn["id"], "outcome": "interrupted"}
+        view.turn, view.run, view.native, view.queue, view.steers = None, None, {}, [], []
+        view.grants, view.once, view.closed, view.archived = [], [], False, False
+        view.session_id, view.root_id, view.parent_id = event.session_id, event.root_id, None
+        view.title, view.owner, view.workspace = body.title, body.owner, body.workspace
+        view.harness, view.model, view.provider = body.harness, body.model, body.provider
+        view.approvals = body.approvals
+        view.forked_from = {"session_id": body.parent_id, "seq": body.at_seq}
+        view.created_at = event.at
+        self._put("fork", parent_id=body.parent_id, at_seq=body.at_seq)
+
+    def _updated(self, body: ev.SessionUpdated) -> None:
+        if body.title is not None:
+            self.view.title = body.title
+        if body.archived is not None:
+            self.view.archived = body.archived
+        if body.labels is not None:
+            self.view.labels = dict(body.labels)
+
+    # The harness.
+
+    def _harness_started(self, body: ev.HarnessStarted) -> None:
+        view = self.view
+        view.run = body.model_dump(mode="json") | {"run": self.event.run}
+        view.billing = body.billing
+        if body.model:
+            view.model = body.model
+        old = view.native.get(body.harness)
+        ref = body.native_ref or (old["ref"] if old and body.how == "native_resume" else None)
+        view.native[body.harness] = {"ref": ref, "stale": False}
+
+    def _native_ref(self, ref: str) -> None:
+        if self.view.run is not None:
+            name = self.view.run["harness"]
+            self.view.native[name] = {**self.view.native.get(name, {"stale": False}), "ref": ref}
+
+    def _harness_changed(self, body: ev.HarnessChanged) -> None:
+        view = self.view
+        view.harness, view.model, view.provider = body.to, body.model, body.provider
+        self._put("switch", **ev.encode_body(body))
+
+    def _content_from(self, run: str | None) -> None:
+        """Content came from `run`: every other harness's native session no longer holds all."""
+        here = self.view.run["harness"] if self.view.run and self.view.run["run"] == run else None
+        for name, native in self.view.native.items():
+            if name != here:
+                self.view.native[name] = {**native, "stale": True}
+
+    # Turns.
+
+    def _turn_started(self, body: ev.TurnStarted) -> None:
+        view, event = self.view, self.event
+        view.turn = {
+            "id": event.turn_id,
+            "message_id": body.message_id,
+            "trigger": body.trigger,
+            "delivered": body.message_id is None,
+            "started_at": event.at,
+            "seq": event.seq,
+        }
+        if body.message_id:
+            view.queue = [entry for entry in view.queue if entry["id"] != body.message_id]
+            self._put("message", body.message_id, status="submitted", turn_id=event.turn_id)
+
+    def _turn_ended(self, body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted) -> None:
+        outcome = body.KIND.removeprefix("turn.")
+        self._close_open("interrupted" if outcome == "interrupted" else "lost")
+        view = self.view
+        view.last_turn = {"id": self.event.turn_id, "outcome": outcome}
+        if isinstance(body, ev.TurnFailed):
+            view.last_turn |= {"code": body.code, "detail": body.detail}
+        view.turn = None
+        if outcome != "completed":
+            details = ev.encode_body(body)
+            self._put("turn", self.event.turn_id, outcome=outcome, **details)
+
+    def _close_open(self, status: str) -> None:
+        """Close what the end of a turn leaves open, so that no item and no status can stick."""
+        view = self.view
+        for item_id, type_ in list(view.texts.items()):
+            self._put(type_, item_id, status=status)
+        for item_id in list(view.calls):
+            self._put("tool_call", item_id, status="cancelled" if status == "interrupted" else "unknown")
+        view.texts, view.calls = {}, {}
+
+    # Messages from people.
+
+    def _message_in(
+        self,
+        body: ev.MessageSubmitted
+        | ev.MessageQueued
+        | ev.MessageEdited
+        | ev.MessageDelivered
+        | ev.MessageCancelled
+        | ev.MessageFailed,
+    ) -> None:
+        view, item_id = self.view, self.event.item_id or ""
+        match body:
+            case ev.MessageSubmitted():
+                content = [part.model_dump(mode="json") for part in body.content]
+                self._put("message", role="user", content=content, status="submitted", when=body.when)
+                entry = {"id": item_id, "type": "message"}
+                if body.when == "steer" and view.turn is not None:
+                    view.steers.append(item_id)
+                elif body.when == "now":
+                    view.queue.insert(0, entry)
+                else:
+                    view.queue.append(entry)
+                if not view.title:
+                    view.title = _title(ev.text_of(body.content))
+            case ev.MessageQueued():
+                self._put("message", status="queued")
+                if item_id in view.steers:
+                    view.steers.remove(item_id)
+                    view.queue.append({"id": item_id, "type": "message"})
+            case ev.MessageEdited():
+                self._put("message", content=[part.model_dump(mode="json") for part in body.content])
+            case ev.MessageDelivered():
+                self._delivered(item_id, body.as_)
+            case ev.MessageCancelled():
+                self._leave_queue(item_id)
+                self._put("message", status="cancelled")
+            case ev.MessageFailed():
+                self._leave_queue(item_id)
+                self._put("message", status="failed", code=body.code, detail=body.detail)
+
+    def _delivered(self, item_id: str, as_: str) -> None:
+        view = self.view
+        self._leave_queue(item_id)
+        self._put("message", status="delivered", delivered_as=as_, turn_id=self.event.turn_id)
+        if view.turn is not None and view.turn["message_id"] == item_id:
+            view.turn = {**view.turn, "delivered": True}
+        self._content_from(self.event.run)
+
+    def _leave_queue(self, item_id: str) -> None:
+        self.view.queue = [entry for entry in self.view.queue if entry["id"] != item_id]
+        if item_id in self.view.steers:
+            self.view.steers.remove(item_id)
+
+    def _queued_command(self, body: ev.CommandQueued | ev.CommandEnded) -> None:
+        item_id = self.event.item_id or ""
+        if isinstance(body, ev.CommandQueued):
+            self.view.queue.append(
+                {"id": item_id, "type": body.arguments["type"], "arguments": body.arguments}
+            )
+        else:
+            self._leave_queue(item_id)
+
+    # What the agent says.
+
+    def _streamed(
+        self, body: ev.MessageStarted | ev.MessageCompleted | ev.ReasoningCompleted | ev.ItemUpdated
+    ) -> None:
+        view, item_id = self.view, self.event.item_id or ""
+        match body:
+            case ev.MessageStarted():
+                self._put("message", role="assistant", content=[], status="open")
+                view.texts[item_id] = "message"
+            case ev.MessageCompleted():
+                content = [part.model_dump(mode="json") for part in body.content]
+                self._put("message", role="assistant", content=content, status=body.status)
+                view.texts.pop(item_id, None)
+                self._content_from(self.event.run)
+            case ev.ReasoningCompleted():
+                self._put("reasoning", text=body.text, status=body.status)
+                view.texts.pop(item_id, None)
+            case ev.ItemUpdated():
+                self._checkpointed(body)
+
+    def _checkpointed(self, body: ev.ItemUpdated) -> None:
+        if body.stream == "output":
+            now = self._put("tool_call")
+            output: JSON = now.get("output") or {"text": ""}
+            now["output"] = {**output, "text": _splice(output["text"], body.offset, body.text)}
+        elif body.stream == "reasoning":
+            now = self._put("reasoning", status="open")
+            now["text"] = _splice(now.get("text", ""), body.offset, body.text)
+            self.view.texts[now["id"]] = "reasoning"
+        else:
+            now = self._put("message", role="assistant", status="open")
+            parts = cast(list[JSON], now.get("content") or [])
+            text = "".join(part.get("text", "") for part in parts)
+            now["content"] = [{"type": "text", "text": _splice(text, body.offset, body.text)}]
+
+    # Tool calls and the gate.
+
+    def _call(self, body: ev.ToolRequested | ev.ToolStarted | ev.ToolCompleted | ev.PolicyDecided) -> None:
+        view, item_id = self.view, self.event.item_id or ""
+        match body:
+            case ev.ToolRequested():
+                self._put(
+                    "tool_call",
+                    tool=body.tool,
+                    title=body.title,
+                    actions=[action.model_dump() for action in body.actions],
+                    raw=body.raw,
+                    background=body.background,
+                    status="requested",
+                )
+                view.calls[item_id] = {"gated": body.gated, "decided": not body.gated}
+            case ev.ToolStarted():
+                self._put("tool_call", status="running")
+                self._decided(item_id)
+            case ev.ToolCompleted():
+                self._put(
+                    "tool_call",
+                    status=body.outcome,
+                    output=body.output.model_dump(mode="json"),
+                    exit_code=body.exit_code,
+                    duration_ms=body.duration_ms,
+                    reason=body.reason,
+                )
+                view.calls.pop(item_id, None)
+                self._content_from(self.event.run)
+            case ev.PolicyDecided():
+                self._put("tool_call", verdict=body.verdict, reason=body.reason, rule_ids=list(body.rule_ids))
+                if body.verdict == "deny":
+                    self._decided(item_id, deny=body.reason)
+
+    def _decided(self, item_id: str, deny: str | None = None) -> None:
+        if item_id in self.view.calls:
+            self.view.calls[item_id] = {**self.view.calls[item_id], "decided": True, "deny": deny}
+
+    def _approval(self, body: ev.ApprovalRequested | ev.ApprovalResolved) -> None:
+        view, item_id = self.view, self.event.item_id or ""
+        if isinstance(body, ev.ApprovalRequested):
+            self._put("approval", status="open", **body.model_dump(mode="json"))
+            self._put("tool_call", body.call_id, status="held", approval_id=item_id)
+            view.approvals_open[item_id] = {
+                "call_id": body.call_id,
+                "action_sha256": body.action_sha256,
+                "expires_at": body.expires_at,
+            }
+            return
+        asked = view.approvals_open.pop(item_id, None)
+        by = self.event.actor.model_dump()
+        self._put("approval", status=body.outcome, reason=body.reason, by=by, cancelled_by=body.cancelled_by)
+        if asked is None:
+            return
+        if body.outcome == "allowed":
+            self._decided(asked["call_id"])
+            if body.grant.scope == "session":
+                view.grants.append(asked["action_sha256"])
+        else:
+            self._decided(asked["call_id"], deny=body.reason or body.outcome)
+
+    def _question(self, body: ev.QuestionAsked | ev.QuestionAnswered) -> None:
+        item_id = self.event.item_id or ""
+        if isinstance(body, ev.QuestionAsked):
+            self._put("question", status="open", **body.model_dump(mode="json"))
+            self.view.questions_open[item_id] = {"call_id": body.call_id}
+            return
+        self.view.questions_open.pop(item_id, None)
+        by = self.event.actor.model_dump()
+        self._put("question", status=body.outcome, values=[list(v) for v in body.values], by=by)
+
+    # Meters.
+
+    def _usage(self, body: ev.UsageReported) -> None:
+        view = self.view
+        for name in _TOKENS:
+            view.usage[name] = view.usage.get(name, 0) + getattr(body, name)
+        if body.cost_nanousd is None:
+            view.cost_partial = True
+        else:
+            view.cost_nanousd = (view.cost_nanousd or 0) + body.cost_nanousd
+
+
+_TOKENS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+
+
+def _splice(text: str, offset: int, piece: str) -> str:
+    """`piece` placed at `offset`; what is known already isn't doubled."""
+    return text[:offset] + piece if offset <= len(text) else text + piece
+
+
+def _title(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= 80 else line[:79] + "…"

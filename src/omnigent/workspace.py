@@ -1,0 +1,106 @@
+"""The files an agent works on: checkpoints of a work tree, and a work tree of its own for a fork.
+
+Everything goes through git; a hidden ref keeps a checkpoint's objects alive, and the person's index, branches
+and stash are never touched. Nothing here deletes.
+"""
+
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnigent.errors import WorkspaceMissing
+
+_IDENTITY = {
+    "GIT_AUTHOR_NAME": "omnigent",
+    "GIT_AUTHOR_EMAIL": "omnigent@localhost",
+    "GIT_COMMITTER_NAME": "omnigent",
+    "GIT_COMMITTER_EMAIL": "omnigent@localhost",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`head` is the commit checked out (empty before a first commit), `tree` a commit that holds all files."""
+
+    head: str
+    tree: str
+
+
+def existing(path: str | Path) -> Path:
+    """The workspace as an absolute path. Raises `WorkspaceMissing`."""
+    workspace = Path(path).expanduser().absolute()
+    if not workspace.is_dir():
+        what = "is a file, not a directory" if workspace.exists() else "doesn't exist"
+        raise WorkspaceMissing(
+            f"The workspace {workspace} {what}.", hint="Name a directory with -C, or make it first."
+        )
+    return workspace
+
+
+def checkpoint(workspace: Path, session_id: str, last: Checkpoint | None) -> Checkpoint | None:
+    """Keep the work tree as it is (untracked files too, ignored ones not).
+
+    None where there is no repository, git fails, or nothing changed since `last`: best effort by design.
+    """
+    top = _git(workspace, "rev-parse", "--show-toplevel")
+    if top is None:
+        return None
+    head = _git(workspace, "rev-parse", "--verify", "-q", "HEAD") or ""
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        if head and _git(workspace, "read-tree", head, env=index) is None:
+            return None
+        if _git(Path(top), "add", "-A", env=index) is None:
+            return None
+        tree = _git(workspace, "write-tree", env=index)
+    if not tree or (last and _git(workspace, "rev-parse", f"{last.tree}^{{tree}}") == tree):
+        return None
+    parents = ("-p", head) if head else ()
+    commit = _git(
+        workspace, "commit-tree", tree, *parents, "-m", f"checkpoint of {session_id}", env=_IDENTITY
+    )
+    if not commit or _git(workspace, "update-ref", f"refs/omnigent/{session_id}", commit) is None:
+        return None
+    return Checkpoint(head, commit)
+
+
+def fork(workspace: Path, session_id: str, home: Path, at: Checkpoint | None) -> Path:
+    """A new work tree for a fork, at the checkpoint (else at the current commit).
+
+    Raises `WorkspaceMissing` where there is no repository to branch from.
+    """
+    top = _git(workspace, "rev-parse", "--show-toplevel")
+    commit = at.tree if at else _git(workspace, "rev-parse", "--verify", "-q", "HEAD")
+    if top is None or not commit:
+        raise WorkspaceMissing(
+            f"{workspace} is no git repository with a commit, so a fork can't get a work tree of its own.",
+            hint="Name another directory (workspace), or say that both share this one (share_workspace).",
+        )
+    target = home / "worktrees" / session_id
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if _git(Path(top), "worktree", "add", "--detach", str(target), commit) is None:
+        raise WorkspaceMissing(f"git couldn't make a work tree of {workspace} at {commit[:12]}.")
+    if at:
+        base = at.head or _EMPTY_TREE
+        _git(target, "reset", "--soft" if at.head else "--mixed", base)
+        if at.head:
+            _git(target, "reset", "-q")
+    return target / workspace.resolve().relative_to(Path(top).resolve())
+
+
+_EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
+
+def _git(where: Path, *argv: str, env: dict[str, str] | None = None) -> str | None:
+    """Its output, or None if it failed."""
+    environment = {**os.environ, **(env or {}), "GIT_OPTIONAL_LOCKS": "0"}
+    command = ("git", "-c", "core.hooksPath=/dev/null", "-C", str(where), *argv)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
