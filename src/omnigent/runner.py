@@ -325,7 +325,8 @@ class Runner:
         self._secrets = tuple(value.split()[-1] for value in upstream.headers.values() if len(value) >= 8)
         listener = socket.create_server(("127.0.0.1", 0))
         self._gateway = Gateway(upstream, frame["placeholder"], listener)
-        binary = Binary(**{**frame["binary"], "argv": tuple(frame["binary"]["argv"])})
+        fields: JSON = {**frame["binary"], "argv": tuple(frame["binary"]["argv"])}
+        binary = Binary(**fields)
         history = History.model_validate(frame["history"]) if frame["history"] else None
         checkpoint = frame.get("checkpoint")
         self._checkpoint = workspace.Checkpoint(**checkpoint) if checkpoint else None

@@ -1,7 +1,7 @@
 """Claude Code's transcripts: written to seed a conversation, read to find a message.
 
-A transcript is `CONFIG/projects/<cwd, every non-alphanumeric a dash>/<session>.jsonl`, a line per message, each
-naming the one before (seen on 2.1.330, with which `--resume` takes what is written here).
+A transcript is `CONFIG/projects/<cwd, every non-alphanumeric a dash>/<session>.jsonl`, a line per
+message, each naming the one before (seen on 2.1.330, with which `--resume` takes what is written here).
 """
 
 import json
@@ -102,7 +102,7 @@ def carried(history: History) -> Carried:
 
 
 def _messages(history: History) -> Iterator[JSON]:
-    """Messages of the Messages API: what the assistant said and called is one message, the results follow it."""
+    """As the Messages API has it: what the assistant said and called is one message, the results follow."""
     said: list[JSON] = []
     results: list[JSON] = []
     count = 0

@@ -1,7 +1,7 @@
 """Claude Code's tools: what each does to the world, and what is told of its calls and results.
 
-Names, inputs and results were seen on claude 2.1.330. Claude is started with `--tools` and the names of `OFFERED`,
-so that a tool a newer version adds is not offered at all; the other rows say what was left out on purpose.
+Names, inputs and results were seen on claude 2.1.330. It is started with `--tools` and the names of
+`OFFERED`, so that a tool a newer version adds is not offered; the other rows say what was left out.
 """
 
 import difflib
@@ -252,7 +252,7 @@ def _command_completed(result: JSON, told: str, stored: Callable[[str], str | No
         return ToolCompleted(outcome="ok", output=_output(told))
     whole = stored(text(result, "persistedOutputPath")) if text(result, "persistedOutputPath") else None
     shown = "\n".join(filter(None, [text(result, "stdout"), text(result, "stderr")]))
-    # A non-zero code that Claude takes for an answer (`grep` found nothing) is told in words, not as a number.
+    # A non-zero code that Claude takes for an answer (`grep` found nothing) is told in words only.
     meaning = text(result, "returnCodeInterpretation")
     return ToolCompleted(
         outcome="ok", output=_output(shown if whole is None else whole), exit_code=None if meaning else 0
