@@ -365,8 +365,8 @@ class Client:
 
 
 class Follow:
-    """A session's stream as an iterator of frames. Ends after `end` with reason `deleted`; a revoked token and
-    a server that stays away are errors. `last` is the newest seq seen.
+    """A session's stream as an iterator of frames. Ends after `end` with reason `deleted`; a revoked token
+    and a server that stays away are errors. `last` is the newest seq seen.
 
     An exception out of `next` (an interrupt from the keyboard) drops the connection only: the next `next`
     goes on after `last`.

@@ -752,12 +752,18 @@ class Delta:
 def parse_event(text: str) -> Event:
     """An event from its `json_text` (export, import). Unknown kinds are kept. `Malformed` if it is none."""
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, parse_int=_exact)
         body = raw.pop("body")
         return Event(**raw | {"actor": Actor.model_validate(raw["actor"]), "body_text": canonical(body)})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         detail = f"not an event of this format: {type(error).__name__}"
         raise Malformed(detail, hint="export it again, with this version or a newer one") from error
+
+
+def _exact(digits: str) -> int | float:
+    """An integer; beyond 2^53 it was a float (the RFC writes 1e20 with all its digits)."""
+    number = int(digits)
+    return number if -(2**53) < number < 2**53 else float(digits)
 
 
 def text_of(content: tuple[Content, ...]) -> str:

@@ -25,6 +25,7 @@ from omnigent import frames, processes, reaper, workspace
 from omnigent.events import (
     JSON,
     Body,
+    Carried,
     Content,
     Draft,
     HarnessExited,
@@ -352,9 +353,13 @@ class Runner:
 
     def _driven(self, task: asyncio.Task[None]) -> None:
         """The agent is over. A failure of ours must reach the log, not vanish with the task."""
-        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed_to_start(f"{type(error).__name__}: {error}")
+        self._finished(task)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._end_if_told()
 
     def _failed_to_start(self, detail: str) -> None:
         self._emit(HarnessExited(reason="failed_to_start", stderr_tail=detail[-4000:]), agent=False)
@@ -432,7 +437,7 @@ class Runner:
         self._questions.clear()
         task = self._loop.create_task(self._keep_workspace(turn))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
 
     async def _keep_workspace(self, turn: str | None) -> None:
         assert self._bound is not None
@@ -459,9 +464,17 @@ class Runner:
             tools=ready.tools,
             mcp_servers=ready.mcp_servers,
             how=ready.how,
-            carried=ready.carried,
+            carried=self._carried(ready),
         )
         self._emit(body, agent=False)
+
+    def _carried(self, ready: Ready) -> Carried | None:
+        """What the agent was told, with what the session had left out to make it fit."""
+        assert self._bound is not None
+        dropped = tuple(self._bound["dropped"])
+        if ready.carried is None or not dropped:
+            return ready.carried
+        return ready.carried.model_copy(update={"dropped": (*dropped, *ready.carried.dropped)})
 
     def _take_gone(self, gone: Gone) -> None:
         if not self._ready and self._ending is None:

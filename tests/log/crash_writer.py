@@ -7,9 +7,10 @@ import asyncio
 import os
 import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from omnigent.errors import OmnigentError
+from omnigent.errors import Conflict
 from omnigent.ids import new_id, now
 from omnigent.log import Log, open_log
 from omnigent.testing.log_suite import SuiteProjector, asked, created, resolved, said
@@ -49,10 +50,8 @@ async def main() -> None:
     log = open_log(Path(sys.argv[1]), SuiteProjector(), now)
     run = sys.argv[2]
     for session_id in SESSIONS:
-        try:
+        with suppress(Conflict):  # an earlier round made it
             await log.create(session_id, [created()])
-        except OmnigentError:
-            pass  # an earlier round made it
     say("ready")
     async with asyncio.TaskGroup() as tasks:
         for number in range(9):

@@ -283,7 +283,7 @@ async def test_stored_rows_are_the_same_after_a_rebuild(tmp_path: Path) -> None:
     def rows() -> list[list[Any]]:
         db = sqlite3.connect(tmp_path / "omnigent.db")
         found = [
-            db.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3, 4").fetchall()
+            sorted(db.execute(f"SELECT * FROM {table}").fetchall(), key=repr)
             for table in ("session", "item", "event", "producer", "segment")
         ]
         db.close()

@@ -46,14 +46,15 @@ def run(options: argparse.Namespace) -> int:
     return attach(client, session_id, after=max(0, head - TAIL))
 
 
-def attach(client: Client, session_id: str, *, after: int) -> int:
-    """Show everything after a seq, then live, until the person leaves or piped lines are done."""
+def attach(client: Client, session_id: str, *, after: int, one_turn: bool = False) -> int:
+    """Show everything after a seq, then live, until the person leaves, piped lines are done, or (`one_turn`)
+    the running turn has ended."""
     session = client.session(session_id)
     watch = Watch(client, session)
     follow = client.follow(session_id, after)
     threading.Thread(target=watch.read, args=(follow,), name="follow", daemon=True).start()
     try:
-        return Dialogue(client, watch).run()
+        return Dialogue(client, watch, one_turn=one_turn).run()
     finally:
         watch.finish()
 
@@ -229,7 +230,8 @@ class Lines:
 class Dialogue:
     """The writing side: a person's lines become commands."""
 
-    def __init__(self, client: Client, watch: Watch, stdin: int = 0) -> None:
+    def __init__(self, client: Client, watch: Watch, *, one_turn: bool = False, stdin: int = 0) -> None:
+        self._one_turn = one_turn
         self._client = client
         self._watch = watch
         self._lines = Lines(stdin)
@@ -262,6 +264,8 @@ class Dialogue:
             return OK
         with watch.lock:
             may_read = watch.terminal or watch.state.settled
+            if self._one_turn and watch.state.settled and watch.state.outcome:
+                return self._exit_code()
         if may_read and (line := lines.take()) is not None:
             return self._line(line.strip())
         if lines.ended and (watch.terminal or may_read):

@@ -92,9 +92,7 @@ class Transcript:
                 return self._style(f"! {one_line(body['detail'], 400)}", colour) + "\n"
             case "plan":
                 marks, rows = {"completed": "x", "in_progress": ">"}, body["entries"]
-                entries = [
-                    f"  [{marks.get(e['status'], ' ')}] {one_line(e['text'])}" for e in body["entries"]
-                ]
+                entries = [f"  [{marks.get(row['status'], ' ')}] {one_line(row['text'])}" for row in rows]
                 return "\n".join([self._style("plan", "dim"), *entries]) + "\n"
             case "file":
                 return self._style(f"± {body['path']} {body['change']}", "dim") + "\n"

@@ -126,8 +126,6 @@ class ClaudeTranslator:
         self._new_id = new_id
         self._stored = stored
         self._book = Book(new_id)
-        self._model = launch.model
-        self._requests = 0
         self._running = False
         """Claude is between its `system/init` and its `result`."""
         self._sent: dict[str, _Sent] = {}
@@ -258,12 +256,11 @@ class ClaudeTranslator:
         return [*stops, _control("interrupt", {"subtype": "interrupt", "cancel_queued": True})]
 
     def _set_model(self, change: SetModel) -> list[Output]:
-        self._model = change.model
-        out: list[Output] = [_control("set_model", {"subtype": "set_model", "model": change.model})]
+        """By settings: the control request `set_model` would first try the model with a request of its own."""
+        settings: JSON = {"model": change.model}
         if change.effort:
-            settings: JSON = {"effortLevel": change.effort}
-            out.append(_control("set_effort", {"subtype": "apply_flag_settings", "settings": settings}))
-        return out
+            settings["effortLevel"] = change.effort
+        return [_control("set_model", {"subtype": "apply_flag_settings", "settings": settings})]
 
     def _exit(self, gone: Exited) -> list[Output]:
         self._running = False
@@ -310,7 +307,7 @@ class ClaudeTranslator:
                 return self._interrupted(body)
             case "cancel":
                 return self._cancelled(rest, body.get("cancelled") is True)
-            case "set_model" | "set_effort" if failed:
+            case "set_model" if failed:
                 return [Emit(NoticeRaised(code="set_model_failed", level="warning", detail=failed))]
             case _:
                 return []

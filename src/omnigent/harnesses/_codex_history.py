@@ -14,7 +14,7 @@ _LONGEST_NAME = 64
 
 
 def items_of(history: History) -> list[JSON]:
-    """The items for `thread/inject_items`, as the Responses API writes them; each call followed by its output."""
+    """Items for `thread/inject_items`, as the Responses API has them, each call followed by its output."""
     return list(_items(history))
 
 

@@ -157,15 +157,18 @@ def given_command(params: JSON, workspace: Path) -> Given:
 def given_patch(item: JSON, workspace: Path) -> Given:
     """From the `fileChange` item that came before its approval request."""
     known: JSON = {"changes": item.get("changes") or []}
-    return _given("apply_patch", _line(", ".join(_short(path, workspace) for path in paths_of(known))), known,
-                  workspace)
+    return _given(
+        "apply_patch", _line(", ".join(_short(path, workspace) for path in paths_of(known))), known, workspace
+    )
 
 
 def given_mcp(item: JSON) -> Given:
     server, tool = str(item.get("server") or ""), str(item.get("tool") or "")
     arguments: object = item.get("arguments")
     known = cast(JSON, arguments) if isinstance(arguments, dict) else {"arguments": arguments}
-    return Given(f"mcp__{server}__{tool}", f"{server}: {tool}", known, (Mcp(server=server, tool=tool),), "full")
+    return Given(
+        f"mcp__{server}__{tool}", f"{server}: {tool}", known, (Mcp(server=server, tool=tool),), "full"
+    )
 
 
 def given_agent(item: JSON, workspace: Path) -> Given:
@@ -178,6 +181,16 @@ def given_agent(item: JSON, workspace: Path) -> Given:
     name = {"spawnAgent": "spawn_agent", "sendInput": "send_input", "resumeAgent": "resume_agent",
             "wait": "wait_agent", "closeAgent": "close_agent"}.get(tool, tool)  # fmt: skip
     return _given(f"multi_agent_v1__{name}", _line(str(item.get("prompt") or name)), known, workspace)
+
+
+def table(value: object) -> JSON:
+    """The object that was expected, else an empty one."""
+    return cast(JSON, value) if isinstance(value, dict) else {}
+
+
+def rows(value: object) -> list[JSON]:
+    """The objects of the list that was expected."""
+    return [table(entry) for entry in cast(list[object], value)] if isinstance(value, list) else []
 
 
 def plain_command(command: str) -> str:
@@ -194,8 +207,8 @@ def plain_command(command: str) -> str:
 def paths_of(given: JSON) -> list[str]:
     """Every path a patch writes, moves to or deletes."""
     paths: list[str] = []
-    for change in cast(list[JSON], given.get("changes") or []):
-        kind = cast(JSON, change.get("kind") or {})
+    for change in rows(given.get("changes")):
+        kind = table(change.get("kind"))
         paths += [path for path in (change.get("path"), kind.get("move_path")) if isinstance(path, str)]
     return paths
 
@@ -203,21 +216,26 @@ def paths_of(given: JSON) -> list[str]:
 def changes_of(item: JSON) -> list[FileChanged]:
     """What a patch did. A moved file is one deleted and one added."""
     done: list[FileChanged] = []
-    for change in cast(list[JSON], item.get("changes") or []):
-        kind = cast(JSON, change.get("kind") or {})
+    for change in rows(item.get("changes")):
+        kind = table(change.get("kind"))
         path, diff = str(change.get("path") or ""), str(change.get("diff") or "")
         moved = kind.get("move_path")
         if isinstance(moved, str):
-            done += [FileChanged(path=path, change="deleted"), FileChanged(path=moved, change="added", diff=diff)]
+            done += [
+                FileChanged(path=path, change="deleted"),
+                FileChanged(path=moved, change="added", diff=diff),
+            ]
         else:
-            done.append(FileChanged(path=path, change=_CHANGES.get(str(kind.get("type")), "modified"), diff=diff))
+            done.append(
+                FileChanged(path=path, change=_CHANGES.get(str(kind.get("type")), "modified"), diff=diff)
+            )
     return done
 
 
 def output_of_mcp(item: JSON) -> ToolOutput:
-    error = cast(JSON, item.get("error") or {})
-    result = cast(JSON, item.get("result") or {})
-    blocks = cast(list[JSON], result.get("content") or [])
+    error = table(item.get("error"))
+    result = table(item.get("result"))
+    blocks = rows(result.get("content"))
     texts = [str(block["text"]) for block in blocks if block.get("type") == "text"]
     return ToolOutput(text="\n".join(texts) or str(error.get("message") or ""))
 

@@ -111,7 +111,7 @@ def _argv(launch: Launch, session: str, instructions: Path) -> tuple[str, ...]:
     return (
         *launch.binary.argv,
         *("--print", "--verbose", "--input-format", "stream-json", "--output-format", "stream-json"),
-        *("--include-partial-messages", "--replay-user-messages"),
+        *("--include-partial-messages", "--replay-user-messages", "--forward-subagent-text"),
         *("--permission-prompt-tool", "stdio", "--permission-mode", "manual"),
         *("--setting-sources", "", "--settings", json.dumps(_SETTINGS, separators=(",", ":"))),
         *("--strict-mcp-config", "--disable-slash-commands", "--no-chrome"),

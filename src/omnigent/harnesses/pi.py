@@ -142,7 +142,7 @@ def _write_config(launch: Launch, home: Path) -> None:
 def _link_instructions(launch: Launch, home: Path) -> None:
     """The person's own instructions for Pi, by path; nothing else of theirs is taken."""
     theirs = Path(launch.environment.get("HOME", os.devnull)) / ".pi" / "agent"
-    for name in ("AGENTS.md", "CLAUDE.md"):
+    for name in ("AGENTS.override.md", "AGENTS.md", "CLAUDE.md"):
         link = home / name
         link.unlink(missing_ok=True)
         if (theirs / name).is_file():

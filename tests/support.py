@@ -1,0 +1,232 @@
+"""A whole Omnigent for tests: a home of its own, a scripted model, a real server process that can be killed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omnigent import processes
+from omnigent.client import Client
+from omnigent.events import Event, parse_event, verify
+from omnigent.testing.scripted_model import RecordedRequest, ScriptedModel
+
+JSON = dict[str, Any]
+CHECKOUT = Path(__file__).resolve().parent.parent
+KEY = "test-key-0123456789"
+"""What the scripted model takes for a real key."""
+
+MODELS = {
+    "scripted": ("messages", "scripted-1"),
+    "claude-code": ("messages", "claude-sonnet-5"),
+    "codex": ("responses", "gpt-5.5"),
+    "pi": ("messages", "pi-model"),
+}
+"""Per harness: its provider in the test's configuration, and a model."""
+
+
+def wait_for[T](look: Callable[[], T], seconds: float, what: str) -> T:
+    """The first truthy answer of `look`. Fails after `seconds`."""
+    limit = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < limit, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def make_repository(path: Path) -> Path:
+    """A git repository with one commit."""
+    path.mkdir(parents=True)
+    (path / "README.md").write_text("A small repository.\n")
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    for argv in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "-m", "start")):
+        subprocess.run(("git", "-C", str(path), *argv), check=True, capture_output=True)
+    return path
+
+
+class House:
+    """One home with one server. `restart` keeps the port, as a real restart does."""
+
+    def __init__(self, home: Path, script: JSON, *, grace_seconds: float = 60, **runner: float) -> None:
+        self.home = home
+        home.mkdir(parents=True, mode=0o700)
+        agents = CHECKOUT / ".tools" / "harnesses"
+        assert agents.is_dir(), "The agents aren't installed: run ./dev setup"
+        (home / "harnesses").symlink_to(agents)
+        self.workspace = make_repository(home / "workspace")
+        self.port = free_port()
+        self._running = ScriptedModel.in_thread(script, require_key=KEY)
+        self.model = self._running.__enter__()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._write_config(grace_seconds, runner)
+        self._clients: list[Client] = []
+
+    def _write_config(self, grace_seconds: float, runner: dict[str, float]) -> None:
+        url, key = self.model.url, {"env": "LAB_KEY"}
+        config = {
+            "server": {"port": self.port},
+            "runner": {"grace_seconds": grace_seconds, **runner},
+            "providers": {
+                "messages": {"api": "anthropic-messages", "base_url": url, "key": key},
+                "responses": {"api": "openai-responses", "base_url": f"{url}/v1", "key": key},
+                "chat": {"api": "openai-chat", "base_url": f"{url}/v1", "key": key},
+            },
+            "defaults": {
+                name: {"provider": provider, "model": model} for name, (provider, model) in MODELS.items()
+            },
+        }
+        (self.home / "config.yaml").write_text(json.dumps(config))
+
+    # The server.
+
+    def start(self) -> None:
+        log = (self.home / "server.out").open("ab")
+        environment = {**os.environ, "LAB_KEY": KEY, "OMNIGENT_HOME": str(self.home)}
+        command = (sys.executable, "-m", "omnigent.server", "--home", str(self.home))
+        with log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_for(self._answers, 20, "the server's start")
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        code = self.process.poll()
+        assert code is None, f"the server ended with {code}: {(self.home / 'server.out').read_text()[-3000:]}"
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1):
+                return (self.home / "server.json").exists()
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        (self.home / "server.json").unlink(missing_ok=True)
+        self.process = None
+
+    def restart(self) -> None:
+        self.start()
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(45)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pid in self.runner_pids():
+            processes.kill_tree(pid)
+        self._running.__exit__(None, None, None)
+
+    # The API.
+
+    def client(self) -> Client:
+        token = (self.home / "token").read_text().strip()
+        client = Client(f"http://127.0.0.1:{self.port}", token)
+        self._clients.append(client)
+        return client
+
+    def create(self, harness: str, prompt: str | None = None, **more: Any) -> str:
+        body: JSON = {"harness": harness, "workspace": str(self.workspace), **more}
+        if prompt is not None:
+            body["prompt"] = prompt
+        return self.client().create(body)["id"]
+
+    def prompt(self, session_id: str, text: str, **more: Any) -> JSON:
+        return self.client().command(session_id, "prompt", text=text, **more)
+
+    def session(self, session_id: str) -> JSON:
+        return dict(self.client().session(session_id))
+
+    def settled(self, session_id: str, seconds: float = 30) -> JSON:
+        """The session once it is idle."""
+
+        def idle() -> JSON | None:
+            now = self.session(session_id)
+            return now if now["status"] == "idle" else None
+
+        return wait_for(idle, seconds, f"{session_id} idle")
+
+    def events(self, session_id: str) -> list[Event]:
+        """The whole log, its chain verified, its seqs dense."""
+        found = [parse_event(json.dumps(raw)) for raw in self.client().all_events(session_id)]
+        assert [event.seq for event in found] == list(range(1, len(found) + 1))
+        assert verify(found) is None
+        return found
+
+    def kinds(self, session_id: str) -> list[str]:
+        return [event.kind for event in self.events(session_id)]
+
+    def await_kind(self, session_id: str, kind: str, seconds: float = 30, count: int = 1) -> Event:
+        """The `count`-th event of a kind, once it is there."""
+
+        def look() -> Event | None:
+            found = [event for event in self.events(session_id) if event.kind == kind]
+            return found[count - 1] if len(found) >= count else None
+
+        return wait_for(look, seconds, f"{kind} in {session_id}")
+
+    def approve(self, session_id: str, **more: Any) -> None:
+        asked = self.await_kind(session_id, "approval.requested")
+        self.client().command(session_id, "resolve", approval_id=asked.item_id, decision="allow", **more)
+
+    # Processes.
+
+    def leases(self) -> dict[str, tuple[int, int]]:
+        """session id → (runner's pid, epoch)."""
+        database = sqlite3.connect(f"file:{self.home / 'omnigent.db'}?mode=ro", uri=True)
+        try:
+            rows = database.execute("SELECT session_id, pid, epoch FROM lease").fetchall()
+        finally:
+            database.close()
+        return {session_id: (pid, epoch) for session_id, pid, epoch in rows}
+
+    def runner_pids(self) -> list[int]:
+        return [pid for pid, _ in self.leases().values()]
+
+    def agent_processes(self, session_id: str) -> list[processes.Process]:
+        """All that carry the marker of the session, whichever start they are from."""
+        found: list[processes.Process] = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    environ = (entry / "environ").read_bytes()
+                except OSError:
+                    continue
+                if f"{processes.MARKER}={session_id}:".encode() in environ:
+                    start = processes.start_time(int(entry.name))
+                    if start is not None:
+                        found.append((int(entry.name), start))
+        return found
+
+    def nothing_runs(self, session_id: str, seconds: float) -> None:
+        wait_for(lambda: not self.agent_processes(session_id), seconds, "the agent's processes gone")
+
+    def model_calls(self, text: str) -> list[RecordedRequest]:
+        """The model calls whose newest prompt holds `text`."""
+        return [request for request in self.model.requests if text in request.prompt]
+
+
+def fresh_home(name: str) -> Path:
+    """A home outside TMPDIR, since Codex refuses to keep its helpers below it."""
+    path = CHECKOUT / ".tools" / "test-homes" / f"{name}-{os.getpid()}-{time.monotonic_ns()}"
+    shutil.rmtree(path, ignore_errors=True)
+    return path
