@@ -122,16 +122,22 @@ class House:
     def restart(self) -> None:
         self.start()
 
+    def close_server(self) -> None:
+        """The polite end: turns finish, runners go."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(45)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
     def close(self) -> None:
         for client in self._clients:
             client.close()
-        if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(45)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.close_server()
         for pid in self.runner_pids():
             processes.kill_tree(pid)
         self._running.__exit__(None, None, None)
@@ -150,7 +156,7 @@ class House:
             body["prompt"] = prompt
         return self.client().create(body)["id"]
 
-    def prompt(self, session_id: str, text: str, **more: Any) -> JSON:
+    def prompt(self, session_id: str, text: str | None, **more: Any) -> JSON:
         return self.client().command(session_id, "prompt", text=text, **more)
 
     def session(self, session_id: str) -> JSON:

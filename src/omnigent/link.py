@@ -14,7 +14,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -66,7 +66,11 @@ class _Handle:
     writer: asyncio.StreamWriter | None = None
     heard_at: float = 0.0
     process: asyncio.subprocess.Process | None = None
-    watch: asyncio.Task[None] | None = None
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while it isn't connected and all it said is stored."""
+
+    def __post_init__(self) -> None:
+        self.quiet.set()
 
     def alive(self) -> bool:
         return processes.alive(self.pid, self.pid_started)
@@ -88,6 +92,9 @@ class RunnerHub:
         self._spare: _Handle | None = None
         self._loop = asyncio.get_running_loop()
         self._closing = False
+        self._nobody = asyncio.Event()
+        """Set while no session has a runner."""
+        self._nobody.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> list[str]:
@@ -101,6 +108,7 @@ class RunnerHub:
             handle = _Handle(lease.pid, lease.pid_started, lease.token_sha256, lease)
             handle.heard_at = self._loop.time()
             self._by_session[lease.session_id] = handle
+            self._nobody.clear()
             self._by_token[lease.token_sha256] = handle
             self._watch(handle)
         return [lease.session_id for lease in leases]
@@ -136,6 +144,10 @@ class RunnerHub:
     def live(self) -> list[str]:
         return list(self._by_session)
 
+    async def nobody(self) -> None:
+        """Until no session has a runner."""
+        await self._nobody.wait()
+
     def send(self, session_id: str, frame: JSON) -> None:
         handle = self._by_session.get(session_id)
         if handle is not None and handle.writer is not None:
@@ -152,6 +164,7 @@ class RunnerHub:
         await self._log.put_lease(lease)
         handle.lease, handle.harness, handle.heard_at = lease, frame["harness"], self._loop.time()
         self._by_session[session_id] = handle
+        self._nobody.clear()
         if handle.writer is not None:
             handle.writer.write(frames.pack(frame))
         else:
@@ -204,6 +217,7 @@ class RunnerHub:
         if handle.writer is not None:
             handle.writer.close()
         handle.writer, handle.heard_at = writer, self._loop.time()
+        handle.quiet.clear()
         try:
             await self._greet(handle, hello)
             while (frame := await frames.read_frame(reader)) is not None:
@@ -216,6 +230,7 @@ class RunnerHub:
         finally:
             if handle.writer is writer:
                 handle.writer = None
+                handle.quiet.set()
             writer.close()
 
     def _known(self, hello: JSON | None) -> _Handle | None:
@@ -278,7 +293,6 @@ class RunnerHub:
 
     def _watch(self, handle: _Handle) -> None:
         task = self._loop.create_task(self._wait(handle))
-        handle.watch = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -286,10 +300,9 @@ class RunnerHub:
         """Until the process has ended and its connection is read to the end; then tell its session."""
         if handle.process is not None:
             await handle.process.wait()
-        while handle.alive():
-            await asyncio.sleep(POLL_SECONDS)  # not our child: no other way to hear of its end
-        while handle.writer is not None:
-            await asyncio.sleep(POLL_SECONDS)  # its last words are still being stored
+        else:
+            await _end_of(handle.pid, handle.pid_started)
+        await handle.quiet.wait()
         self._by_token.pop(handle.token_sha256, None)
         if handle is self._spare:
             self._spare = None
@@ -298,12 +311,34 @@ class RunnerHub:
             return
         if self._by_session.get(lease.session_id) is handle:
             del self._by_session[lease.session_id]
+        if not self._by_session:
+            self._nobody.set()
         ear = await self._listen(lease.session_id)
         await ear.gone(lease.epoch)
 
 
+async def _end_of(pid: int, started: int) -> None:
+    """Until a process that isn't our child has ended."""
+    loop = asyncio.get_running_loop()
+    if hasattr(os, "pidfd_open"):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        ended = asyncio.Event()
+        loop.add_reader(descriptor, ended.set)
+        try:
+            if processes.alive(pid, started):
+                await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    while processes.alive(pid, started):  # macOS has no pidfd  # noqa: ASYNC110
+        await asyncio.sleep(POLL_SECONDS)
+
+
 def socket_path(home: Path) -> Path:
-    """The link's socket: in the home, or where its path would be too long for one, in a private temp directory."""
+    """The link's socket: in the home, or where that path would be too long, in a private temp directory."""
     path = home / "run" / "link.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path

@@ -99,6 +99,10 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self.deleted = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set while no turn is open."""
+        if view.turn is None:
+            self.settled.set()
 
     # Following.
 
@@ -802,6 +806,10 @@ class Session:
     def _apply(self, events: Sequence[Event]) -> None:
         for event in events:
             _PROJECTOR.fold(self.view, event, _no_item)
+        if self.view.turn is None:
+            self.settled.set()
+        else:
+            self.settled.clear()
         self.feed.publish(event_frame(event) for event in events)
 
     async def record(self, bodies: Sequence[Body], actor: Actor) -> None:

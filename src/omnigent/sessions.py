@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30.0
 """How long a stopping server waits for turns to end by themselves."""
+GOODBYE_SECONDS = 10.0
+"""How long runners get to end their agents and tell their last events."""
 TICK_SECONDS = 2.0
 ORG = "org:local"
 OWNER = "local"
@@ -297,7 +300,10 @@ class Sessions:
             request.model or (parent.model if same else None),
         )
         session_id = self._house.new_id("ses")
-        path = await asyncio.to_thread(self._fork_workspace, parent, request, session_id, at_seq)
+        kept = await self.log.read(
+            parent_id, before=at_seq + 1, kinds=[ev.WorkspaceCheckpointed.KIND], newest=True, limit=1
+        )
+        path = await asyncio.to_thread(self._fork_workspace, parent, request, session_id, kept)
         at = await self.log.read(parent_id, after=at_seq - 1, limit=1)
         body = ev.SessionForked(
             parent_id=parent_id,
@@ -317,15 +323,17 @@ class Sessions:
         return await self.describe(session_id), False
 
     def _fork_workspace(
-        self, parent: SessionView, request: ForkSession, session_id: str, at_seq: int
+        self, parent: SessionView, request: ForkSession, session_id: str, kept: Sequence[ev.Event]
     ) -> Path:
+        """The fork's own files; `kept` is the last checkpoint up to the cut, if there is one."""
         if request.workspace is not None:
             return workspace.existing(request.workspace)
         if request.share_workspace:
             return workspace.existing(parent.workspace)
-        kept = parent.checkpoint
-        usable = kept is not None and kept["seq"] <= at_seq
-        at = workspace.Checkpoint(kept["head"], kept["tree"]) if kept is not None and usable else None
+        body = kept[0].body if kept else None
+        at = (
+            workspace.Checkpoint(body.head, body.tree) if isinstance(body, ev.WorkspaceCheckpointed) else None
+        )
         return workspace.fork(Path(parent.workspace), session_id, self.home, at)
 
     async def patch(self, session_id: str, request: PatchSession, actor: Actor) -> JSON:
@@ -390,11 +398,18 @@ class Sessions:
     # Time and the end.
 
     async def _tick(self) -> None:
-        """Close agents with nothing to do, and forget sessions nobody looks at."""
+        """Close agents with nothing to do, keep a runner warm, forget sessions nobody looks at."""
         loop = asyncio.get_running_loop()
+        busy_at = loop.time()
+        await self.hub.warm()
         while True:
             await asyncio.sleep(TICK_SECONDS)  # the resolution of the idle time-out
             live = set(self.hub.live())
+            if live:
+                busy_at = loop.time()
+                await self.hub.warm()
+            elif loop.time() - busy_at > self.config.runner.idle_seconds:
+                self.hub.cool()
             for session_id, task in list(self._open.items()):
                 if not task.done() or task.exception() is not None:
                     continue
@@ -415,19 +430,17 @@ class Sessions:
     async def drain(self, keep_runners: bool = False) -> None:
         """Take no more work; let turns end; end the runners (unless an upgrade keeps them)."""
         self.draining = True
-        loop = asyncio.get_running_loop()
         sessions = [t.result() for t in self._open.values() if t.done() and t.exception() is None]
         for session in sessions:
             session.draining = True
         if not keep_runners:
-            limit = loop.time() + DRAIN_SECONDS
-            while loop.time() < limit and any(s.view.status == "running" for s in sessions):
-                await asyncio.sleep(0.05)  # turns end when they end
+            running = [s.settled.wait() for s in sessions if s.view.status == "running"]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*running), DRAIN_SECONDS)
             for session_id in self.hub.live():
                 self.hub.send(session_id, {"type": "close", "reason": "closed"})
-            limit = loop.time() + 10
-            while loop.time() < limit and self.hub.live():
-                await asyncio.sleep(0.05)  # runners tell their last events, then go
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.hub.nobody(), GOODBYE_SECONDS)
         await self.close()
 
     async def close(self) -> None:

@@ -55,7 +55,8 @@ def checkpoint(workspace: Path, session_id: str, last: Checkpoint | None) -> Che
         if _git(Path(top), "add", "-A", env=index) is None:
             return None
         tree = _git(workspace, "write-tree", env=index)
-    if not tree or (last and _git(workspace, "rev-parse", f"{last.tree}^{{tree}}") == tree):
+    before = last.tree if last else head
+    if not tree or (before and _git(workspace, "rev-parse", f"{before}^{{tree}}") == tree):
         return None
     parents = ("-p", head) if head else ()
     commit = _git(

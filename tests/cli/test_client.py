@@ -1,6 +1,7 @@
 """The client's pure parts: frames, errors, backoff. Its behaviour on a wire is in test_cli_e2e.py."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -36,11 +37,7 @@ FRAMES = [
 def test_frames_are_the_same_wherever_the_network_cuts(cuts: list[int]) -> None:
     parser = FrameParser()
     edges = [0, *sorted(cuts), len(STREAM)]
-    got = [
-        frame
-        for start, end in zip(edges, edges[1:], strict=False)
-        for frame in parser.feed(STREAM[start:end])
-    ]
+    got = [frame for start, end in pairwise(edges) for frame in parser.feed(STREAM[start:end])]
     assert got == FRAMES
 
 

@@ -1,4 +1,8 @@
-"""The real Claude Code behind the gate, against the scripted model. `claude` is the managed one or on PATH."""
+"""The real Claude Code behind the gate, against the scripted model.
+
+`claude` is the managed one of $OMNIGENT_HOME or the one on PATH. OMNIGENT_UPDATE_GOLDEN=1 writes the golden
+dialogues anew from what the agent says.
+"""
 
 import json
 import os
@@ -6,7 +10,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -63,6 +67,7 @@ from omnigent.harnesses import (
     StartTurn,
     Steer,
     Tick,
+    Translator,
     Verdict,
 )
 from omnigent.harnesses import _claude_history as transcripts
@@ -172,23 +177,34 @@ def numbered() -> NewId:
 
 
 class Recorder:
-    """The translator, and a golden file of all it was given and answered."""
+    """The translator, and a golden file of all it was given."""
 
     def __init__(self, launch: Launch) -> None:
         self.translator = ClaudeCode().translator(launch, numbered())
-        self.lines: list[dict[str, Any]] = [{"session": launch.session_id, "run": launch.run}]
+        self.head = {"session": launch.session_id, "run": launch.run}
+        self.given: list[Any] = []
 
     def step(self, given: Input) -> list[Output]:
         pruned = Raw(prune(given.message)) if isinstance(given, Raw) else given
-        outputs = self.translator.step(pruned)
-        self.lines.append({"given": plain(pruned), "outputs": [plain(output) for output in outputs]})
-        return outputs
+        self.given.append(plain(pruned))
+        return self.translator.step(pruned)
 
     def write(self, path: Path, root: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines]
+        """With this machine's paths replaced, and then answered again: sizes and paths are in the outputs too."""
         dashed = re.sub(r"[^A-Za-z0-9]", "-", str(root))
-        path.write_text("".join(lines).replace(str(root), "/lab").replace(dashed, "-lab"))
+        said = json.dumps(self.given, ensure_ascii=False).replace(str(root), "/lab").replace(dashed, "-lab")
+        lines = [self.head, *dialogue(self.head, json.loads(said))]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def dialogue(head: dict[str, str], given: list[Any]) -> list[dict[str, Any]]:
+    """What a translator answers to each, as the golden files have it."""
+    translator = ClaudeCode().translator(scripted_launch(**head), numbered())
+    return [
+        {"given": each, "outputs": [plain(output) for output in translator.step(given_of(each))]}
+        for each in given
+    ]
 
 
 def prune(frame: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +238,16 @@ def given_of(value: dict[str, Any]) -> Input:
     """The input a golden line names."""
     kinds = (Opened, Raw, StartTurn, Steer, Interrupt, SetModel, Verdict, Answer, Ping, Tick, Exited)
     kind = next(kind for kind in kinds if kind.__name__ == value["is"])
-    return TypeAdapter[Input](kind).validate_python({key: each for key, each in value.items() if key != "is"})
+    if kind is Raw:
+        return Raw(value["message"])
+    return TypeAdapter[Input](kind).validate_python(unnamed(value))
+
+
+def unnamed(value: Any) -> Any:
+    """The opposite of `plain` as far as pydantic can't do it: without the names of classes."""
+    if isinstance(value, dict):
+        return {key: unnamed(each) for key, each in cast(dict[str, Any], value).items() if key != "is"}
+    return [unnamed(each) for each in cast(list[Any], value)] if isinstance(value, list) else value
 
 
 class Lab:
@@ -251,11 +276,14 @@ class Lab:
         )
 
     @asynccontextmanager
-    async def agent(self, record: str = "", **more: Any) -> AsyncIterator[Agent]:
+    async def agent(
+        self, record: str = "", wrapped_by: Callable[[Translator], Translator] | None = None, **more: Any
+    ) -> AsyncGenerator[Agent]:
         """`record` names the golden dialogue that is written when OMNIGENT_UPDATE_GOLDEN is set."""
         harness, launch = ClaudeCode(), self.launch(**more)
         recorder = Recorder(launch) if record and os.environ.get("OMNIGENT_UPDATE_GOLDEN") else None
-        translator = recorder or harness.translator(launch, new_id)
+        own = harness.translator(launch, new_id)
+        translator = recorder or (wrapped_by(own) if wrapped_by else own)
         session = await open_agent(harness.prepare(launch), translator)
         agent = Agent(session, self.model)
         async with anyio.create_task_group() as tasks:
@@ -276,7 +304,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 
 def requests(lab: Lab) -> list[dict[str, Any]]:
-    return [cast(dict[str, Any], seen.body) for seen in lab.model.requests if seen.api == "messages"]
+    return [seen.body for seen in lab.model.requests if seen.api == "messages"]
 
 
 # ── A turn ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -352,6 +380,35 @@ async def test_guarded_files_need_no_second_answer(lab: Lab) -> None:
         await agent.run("go")
         assert [body.outcome for body in agent.bodies(ToolCompleted)] == ["ok"]
         assert len(agent.asks()) == 1 and path.read_text() == "{}"
+
+
+class BrokenGate:
+    """A translator whose answers to the hook are errors, as of a host that fails."""
+
+    def __init__(self, translator: Translator) -> None:
+        self.translator = translator
+
+    def step(self, given: Input) -> list[Output]:
+        return [self.broken(output) for output in self.translator.step(given)]
+
+    def broken(self, output: Output) -> Output:
+        if not isinstance(output, Send) or output.message["type"] != "control_response":
+            return output
+        failed = {
+            "subtype": "error",
+            "request_id": output.message["response"]["request_id"],
+            "error": "broken",
+        }
+        return Send({"type": "control_response", "response": failed})
+
+
+async def test_broken_gate_is_a_closed_gate(lab: Lab) -> None:
+    """For a read-only command nothing but the hook is asked."""
+    (lab.workspace / "note.txt").write_text("NOTE-CONTENT")
+    lab.model.set_script(script(turn("go", {"tools": [bash("cat note.txt")]}, {"text": "done"})))
+    async with lab.agent(wrapped_by=BrokenGate) as agent:
+        await agent.run("go")
+        assert len(agent.asks()) == 1 and "NOTE-CONTENT" not in json.dumps(requests(lab)[-1])
 
 
 async def test_planted_settings_hooks_and_servers_do_nothing(lab: Lab, tmp_path: Path) -> None:
@@ -776,10 +833,8 @@ def scripted_launch(session: str = "ses_1", run: str = "run_1") -> Launch:
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.jsonl")), ids=lambda path: path.stem)
 def test_golden_dialogue(path: Path) -> None:
     head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-    translator = ClaudeCode().translator(scripted_launch(**head), numbered())
-    for line in lines:
-        outputs = translator.step(given_of(line["given"]))
-        assert json.loads(json.dumps([plain(output) for output in outputs])) == line["outputs"]
+    for now, golden in zip(dialogue(head, [line["given"] for line in lines]), lines, strict=True):
+        assert json.loads(json.dumps(now)) == golden
 
 
 def test_goldens_are_there() -> None:
@@ -938,7 +993,7 @@ def commands() -> str:
 
 async def until_true(check: Callable[[], bool], seconds: float = 10) -> None:
     with anyio.fail_after(seconds):
-        while not check():
+        while not check():  # noqa: ASYNC110 - a process tells nobody that it began
             await anyio.sleep(0.02)
 
 

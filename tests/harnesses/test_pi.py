@@ -481,7 +481,7 @@ async def test_a_call_pi_turns_down_itself_is_told(tmp_path: Path, newest: Binar
     async with ScriptedModel(SCRIPT) as model, running(make_launch(tmp_path, newest, model.url)) as rig:
         assert isinstance(await rig.turn("malformed"), TurnCompleted)
         assert [one.gated for one in rig.bodies(ToolRequested)] == [False]
-        assert [one.outcome for one in rig.bodies(ToolCompleted)] == ["error"]
+        assert [one.outcome for one in rig.bodies(ToolCompleted)] == ["cancelled"]
 
 
 PLANTED = """

@@ -1,6 +1,5 @@
 """The `omnigent` command. A command's module is imported when that command runs, and not before."""
 
-import difflib
 import importlib
 import os
 import sys
@@ -48,6 +47,8 @@ def _names_command(arguments: list[str]) -> bool:
         return True
     if word.startswith("-") or any(letter.isspace() for letter in word):
         return False
+    import difflib  # only here, and not cheap
+
     near = difflib.get_close_matches(word, COMMANDS, n=1)
     hint = f"Did you mean `omnigent {near[0]}`?" if near else "`omnigent --help` lists the commands."
     _refuse(f"There is no command {word!r}.", f"{hint} A prompt of one word: omnigent run {word}")

@@ -249,7 +249,7 @@ def _session(home: Path, project: Path, harness: str, options: argparse.Namespac
 
 
 def _play(client: Client, session_id: str) -> None:
-    """The turn, live. At a terminal the person answers what is asked; elsewhere the demo does, and says so."""
+    """The turn, live. At a terminal the person answers what is asked; elsewhere the demo does and says so."""
     if both_terminals():
         attach(client, session_id, after=0, one_turn=True)
         return

@@ -256,7 +256,7 @@ class ClaudeTranslator:
         return [*stops, _control("interrupt", {"subtype": "interrupt", "cancel_queued": True})]
 
     def _set_model(self, change: SetModel) -> list[Output]:
-        """By settings: the control request `set_model` would first try the model with a request of its own."""
+        """By settings, as the control request `set_model` first tries the model with a call of its own."""
         settings: JSON = {"model": change.model}
         if change.effort:
             settings["effortLevel"] = change.effort

@@ -53,6 +53,10 @@ def _patch(given: JSON, workspace: Path) -> Does:
     return [file_write(path, workspace) for path in paths], "full"
 
 
+def _mcp(given: JSON, workspace: Path) -> Does:
+    return [Mcp(server=str(given.get("server") or ""), tool=str(given.get("tool") or ""))], "full"
+
+
 def _spawn(given: JSON, workspace: Path) -> Does:
     return [Spawn(description=str(given.get("prompt") or given.get("agentPath") or ""))], "full"
 
@@ -72,6 +76,7 @@ TOOLS: dict[str, ToolRow] = {
     "shell_command": _GATED_EXEC,
     "shell": _GATED_EXEC,
     "apply_patch": ToolRow("gated", _patch),
+    "mcp__*": ToolRow("gated", _mcp),
     # Without a TTY a process has no standard input; the call only waits for output.
     "write_stdin": _HARMLESS,
     # Code mode: the script reaches the world only through the other tools, whose calls ask by themselves.

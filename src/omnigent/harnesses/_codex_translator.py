@@ -17,6 +17,7 @@ from omnigent.events import (
     ContextCompacted,
     FilePart,
     ImagePart,
+    ItemUpdated,
     MessageDelivered,
     NoticeRaised,
     Option,
@@ -88,6 +89,7 @@ KEY = "OMNIGENT_MODEL_KEY"
 _CLEANING = "cleaning"
 _CLEANING_SECONDS = 2.0
 """Seconds to wait for the last word on commands that an interrupt ended."""
+_STILL_RUNNING = "It still runs in the background."
 _QUIET = ("bubblewrap", "Project-local config")
 """Warnings about what was chosen so: no sandbox, no configuration of the workspace."""
 _PLAN: dict[str, Literal["pending", "in_progress", "completed"]] = {
@@ -395,7 +397,10 @@ class CodexTranslator:
         for key, call in list(self._calls.items()):
             running = not call.open and call.kind == "commandExecution"
             if running and not isinstance(body, TurnInterrupted):
-                out += self._completed(call, ToolCompleted(outcome="ok", output=ToolOutput(text=call.output)))
+                output = ToolOutput(text=call.output)
+                out += self._completed(
+                    call, ToolCompleted(outcome="ok", output=output, reason=_STILL_RUNNING)
+                )
             else:
                 del self._calls[key]
                 self._abandoned.add(key)
@@ -649,7 +654,7 @@ class CodexTranslator:
                 done = ToolCompleted(
                     outcome=outcome,
                     output=ToolOutput(text=text),
-                    exit_code=code if isinstance(code, int) else None,
+                    exit_code=code if isinstance(code, int) and code >= 0 else None,
                     duration_ms=_milliseconds(item),
                 )
                 return self._completed(call, done)
@@ -667,13 +672,14 @@ class CodexTranslator:
                 return self._completed(call, done)
 
     def _completed(self, call: _Call, body: ToolCompleted) -> list[Output]:
-        """The end of a call; of one whose turn is over, a second, fuller end."""
+        """The end of a call. One whose turn is over has had its end, but not all of its output."""
         if self.book.is_open(call.name):
             self.book.completed(call.name, body)
             return [Emit(body, call.item_id, call.parent)]
-        if call.turn_id == self.book.turn_id:
+        if call.kind != "commandExecution" or call.turn_id == self.book.turn_id or not body.output.text:
             return []
-        return [Emit(body, call.item_id, call.parent, call.turn_id)]
+        whole = ItemUpdated(stream="output", offset=0, text=body.output.text)
+        return [Emit(whole, call.item_id, call.parent, call.turn_id)]
 
     def _output(self, key: _Key, delta: str) -> list[Output]:
         call = self._calls.get(key)

@@ -331,8 +331,12 @@ class PiTranslator:
             return []
         item = self.book.call(native)
         out: list[Output] = [Emit(self._requested(native, call, gated=False), item)]
-        outcome = "error" if failed else "ok"
-        out += self.book.completed(native, ToolCompleted(outcome=outcome, output=ToolOutput(text=text)))
+        body = ToolCompleted(
+            outcome="cancelled" if failed else "unknown",
+            output=ToolOutput(text=text),
+            reason="Pi refused the call before the gate." if failed else "",
+        )
+        out += self.book.completed(native, body)
         return out if failed else [*out, _bypassed(call.tool)]
 
     def message_started(self, message: JSON) -> list[Output]:
@@ -354,9 +358,10 @@ class PiTranslator:
             return self.book.say(key, str(event.get("delta", "")), _STREAMS[stream])
         if what == "end" and key in self.blocks:
             del self.blocks[key]
+            if stream == "thinking":  # on Responses its `content` lacks line breaks that the deltas had
+                return self.book.finish_reasoning(key)
             content = event.get("content")
-            text = content if isinstance(content, str) else None
-            return self.book.finish(key, text) if stream == "text" else self.book.finish_reasoning(key, text)
+            return self.book.finish(key, content if isinstance(content, str) else None)
         return []
 
     def message_ended(self, message: JSON) -> list[Output]:

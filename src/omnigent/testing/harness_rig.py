@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omnigent import processes
 from omnigent.events import (
@@ -107,11 +107,8 @@ class Turn:
 
     def completion(self, ask: Ask) -> ToolCompleted | None:
         """How the call of an ask ended, None while it hasn't."""
-        for output in self.outputs:
-            if isinstance(output, Emit) and output.item_id == ask.item_id:
-                if isinstance(output.body, ToolCompleted):
-                    return output.body
-        return None
+        own = (out.body for out in self.outputs if isinstance(out, Emit) and out.item_id == ask.item_id)
+        return next((body for body in own if isinstance(body, ToolCompleted)), None)
 
 
 class Rig:
@@ -124,6 +121,8 @@ class Rig:
         self.model = model
         self.workspace = launch.workspace
         self.home = Path(launch.environment["HOME"])
+        self.key = ""
+        """The real key, which the agent must never see."""
         self.marker = launch.environment[processes.MARKER]
         self.judge: Judge = allow
         self.wrap: Callable[[ProcessSpec], ProcessSpec] = lambda spec: spec
@@ -285,6 +284,7 @@ async def open_rig(
             },
         )
         rig = Rig(harness, place, launch, model)
+        rig.key = key
         try:
             yield rig
             await rig.close()
@@ -365,4 +365,4 @@ def with_noise(spec: ProcessSpec) -> ProcessSpec:
         "os.execvpe(sys.argv[1], sys.argv[1:], os.environ)\n"
     )
     argv = (sys.executable, "-I", "-S", "-c", noise, *spec.argv)
-    return replace(cast(Any, spec), argv=argv)
+    return replace(spec, argv=argv)
