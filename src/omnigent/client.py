@@ -37,7 +37,9 @@ FOLLOW_PATIENCE = 60.0
 SILENCE = 40.0
 """A stream without a byte for this long is dead: the server writes a comment every 15 s."""
 LARGEST_WAIT = 5.0
-_ANSWER_TIMEOUT = 120.0
+ANSWER_TIMEOUT = 120.0
+HEALTH_TIMEOUT = 5.0
+"""A server that runs answers its health check at once; what takes longer is something else."""
 
 
 class Session(TypedDict):
@@ -152,7 +154,17 @@ class FrameParser:
 class Client:
     """A server at a URL, with the token of this device. Safe to use from several threads."""
 
-    def __init__(self, url: str, token: str, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        via: Literal["cli", "tui", "api"] = "api",
+        patience: float = PATIENCE,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        """`patience`: how long a call is repeated; `timeout`: how long one try may take (both seconds).
+        `via` is the face, as the log shows it."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Malformed(
@@ -160,7 +172,9 @@ class Client:
             )
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self.token = token
+        self.via = via
         self.patience = patience
+        self.timeout = timeout
         self._parts = parts
         self._lock = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
@@ -342,7 +356,7 @@ class Client:
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
         with self._lock:
-            connection = self._connection or self.connect(_ANSWER_TIMEOUT)
+            connection = self._connection or self.connect(self.timeout)
             self._connection = None
             try:
                 connection.request(method, self._parts.path.rstrip("/") + path, data, self.headers(headers))
@@ -361,7 +375,12 @@ class Client:
         return kind(self._parts.hostname, self._parts.port, timeout=timeout)
 
     def headers(self, more: Mapping[str, str]) -> dict[str, str]:
-        return {"User-Agent": f"omnigent-cli/{__version__}", "Authorization": f"Bearer {self.token}", **more}
+        return {
+            "User-Agent": f"omnigent/{__version__}",
+            "Authorization": f"Bearer {self.token}",
+            "X-Omnigent-Via": self.via,
+            **more,
+        }
 
 
 class Follow:

@@ -9,6 +9,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from omnigent.events import Delta, Event
 
@@ -77,11 +78,13 @@ class Feed:
                     yield frames
                 rest = [f for f in self._ring if f.event is not None and f.event.seq > cursor]
                 index = self._start + len(self._ring)
-                cursor = self.head
+                # A page of the log may hold events that are stored and not yet published here.
+                cursor = max(cursor, self.head)
                 yield [*rest, *(delta_frame(delta) for delta in snapshot())]
                 async for frames in self._live(index):
-                    cursor = _last_seq(frames, cursor)
-                    yield frames
+                    fresh = [f for f in frames if f.event is None or f.event.seq > cursor]
+                    cursor = _last_seq(fresh, cursor)
+                    yield fresh
         finally:
             self.followers -= 1
 
@@ -99,7 +102,7 @@ class Feed:
             news = self._news
             offset = index - self._start
             if offset < len(self._ring):
-                frames = [self._ring[i] for i in range(offset, len(self._ring))]
+                frames = list(islice(self._ring, offset, None))
                 index += len(frames)
                 yield frames
             else:

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ from omnigent.history import History, Image
 from omnigent.ids import new_id, now
 from omnigent.providers import Upstream
 from omnigent.registry import harness as find_harness
+from omnigent.secrets import Redactor
 
 INLINE_BYTES = 32 * 1024
 """A longer tool output goes to a blob; the event keeps its head and tail."""
@@ -85,6 +87,8 @@ CHECKPOINT_CHARS, CHECKPOINT_SECONDS = 8 * 1024, 2.0
 DELTA_SECONDS = 0.02
 HEARTBEAT_SECONDS = 3.0
 PING_SECONDS = 10.0
+REMEMBERED = 1000
+"""Keys of commands; the server sends none again that is older."""
 
 _CONTENT: TypeAdapter[tuple[Content, ...]] = TypeAdapter(tuple[Content, ...])
 
@@ -95,6 +99,8 @@ class _Streamed:
 
     stream: Stream
     text: str = ""
+    held: str = ""
+    """The end of what came, kept back while it may be the beginning of a secret."""
     durable: int = 0
     durable_at: float = 0.0
 
@@ -112,7 +118,7 @@ class Spool:
     """Events not yet acknowledged, numbered from 1, in order."""
 
     last: int = 0
-    entries: list[_Spooled] = field(default_factory=list[_Spooled])
+    entries: deque[_Spooled] = field(default_factory=deque[_Spooled])
     size: int = 0
 
     def add(self, draft: JSON, blobs: dict[str, str]) -> _Spooled:
@@ -124,9 +130,8 @@ class Spool:
         return entry
 
     def acknowledge(self, number: int) -> None:
-        keep = [entry for entry in self.entries if entry.number > number]
-        self.size = sum(entry.size for entry in keep)
-        self.entries = keep
+        while self.entries and self.entries[0].number <= number:
+            self.size -= self.entries.popleft().size
 
 
 class Link:
@@ -184,7 +189,7 @@ class Runner:
         self._harness: Harness | None = None
         self._agent: HarnessSession | None = None
         self._gateway: Gateway | None = None
-        self._secrets: tuple[str, ...] = ()
+        self._redactor = Redactor(())
         self._spool = Spool()
         self._room = asyncio.Event()
         self._room.set()
@@ -192,7 +197,8 @@ class Runner:
         self._deltas: list[JSON] = []
         self._delta_timer: asyncio.TimerHandle | None = None
         self._delta_at = 0.0
-        self._seen: list[str] = []
+        self._seen: dict[str, None] = {}
+        """Keys of the commands that were carried out, oldest first."""
         self._held: dict[str, Ask] = {}
         self._questions: set[str] = set()
         self._calls: set[str] = set()
@@ -264,7 +270,7 @@ class Runner:
         self._link.send(
             {
                 "type": "synced",
-                "seen": self._seen,
+                "seen": list(self._seen),
                 "held": list(self._held),
                 "questions": list(self._questions),
                 "ready": self._ready,
@@ -300,21 +306,15 @@ class Runner:
         """An event, spooled until the server has stored it."""
         blobs: dict[str, str] = {}
         if isinstance(body, ToolCompleted):
-            output, blobs = _to_blob(body.output)
+            whole = body.output.model_copy(update={"text": self._redactor.text(body.output.text)})
+            output, blobs = _to_blob(whole)
             body = body.model_copy(update={"output": output})
         draft = Draft(body, item_id, parent_item_id, turn_id or self._turn, observed_at=now())
-        entry = self._spool.add(self._redacted(frames.pack_draft(draft, agent)), blobs)
+        entry = self._spool.add(self._redactor.value(frames.pack_draft(draft, agent)), blobs)
         self._flush_deltas()
         self._send_entry(entry)
         if self._spool.size >= SPOOL_BYTES:
             self._room.clear()
-
-    def _redacted(self, draft: JSON) -> JSON:
-        text = json.dumps(draft, ensure_ascii=False)
-        found = [secret for secret in self._secrets if secret in text]
-        for secret in found:
-            text = text.replace(secret, "[redacted]")
-        return json.loads(text) if found else draft
 
     def _notice(self, code: str, level: Any, detail: str) -> None:
         self._emit(NoticeRaised(code=code, level=level, detail=detail), agent=False)
@@ -323,7 +323,7 @@ class Runner:
 
     def _launch(self, frame: JSON) -> Launch:
         upstream = Upstream(**frame["upstream"])
-        self._secrets = tuple(value.split()[-1] for value in upstream.headers.values() if len(value) >= 8)
+        self._redactor = Redactor(_secrets(upstream))
         listener = socket.create_server(("127.0.0.1", 0))
         self._gateway = Gateway(upstream, frame["placeholder"], listener)
         fields: JSON = {**frame["binary"], "argv": tuple(frame["binary"]["argv"])}
@@ -433,6 +433,7 @@ class Runner:
     def _turn_ended(self) -> None:
         turn, self._turn = self._turn, None
         self._streams.clear()
+        self._calls.clear()
         self._held.clear()
         self._questions.clear()
         task = self._loop.create_task(self._keep_workspace(turn))
@@ -477,6 +478,8 @@ class Runner:
         return ready.carried.model_copy(update={"dropped": (*dropped, *ready.carried.dropped)})
 
     def _take_gone(self, gone: Gone) -> None:
+        if self._ending == "failed_to_start":
+            return  # told already
         if not self._ready and self._ending is None:
             self._failed_to_start(
                 gone.stderr_tail or f"The agent exited with {gone.code} before it was ready."
@@ -506,11 +509,14 @@ class Runner:
         item = self._streams.setdefault(say.item_id, _Streamed(say.stream))
         if not item.text:
             item.durable_at = self._loop.time()
+        text, item.held = self._redactor.split(item.held + say.text)
+        if not text:
+            return
         self._deltas.append(
-            {"item_id": say.item_id, "stream": say.stream, "offset": len(item.text), "text": say.text}
+            {"item_id": say.item_id, "stream": say.stream, "offset": len(item.text), "text": text}
         )
-        item.text += say.text
-        if len(item.text) - item.durable >= CHECKPOINT_CHARS:
+        item.text += text
+        if len(item.text) - item.durable >= CHECKPOINT_CHARS and _checkpoints(item):
             self._make_durable(say.item_id, item)
         wait = self._delta_at + DELTA_SECONDS - self._loop.time()
         if wait <= 0:
@@ -544,7 +550,9 @@ class Runner:
             key: str = frame["key"]
             if key in self._seen or self._agent is None:
                 continue
-            self._seen = [*self._seen[-999:], key]
+            self._seen[key] = None
+            if len(self._seen) > REMEMBERED:
+                del self._seen[next(iter(self._seen))]
             await self._agent.send(self._command(frame["command"]))
 
     def _command(self, raw: JSON) -> Any:
@@ -588,9 +596,11 @@ class Runner:
                 self._link.send({"type": "heartbeat"})
                 beat = at
             for item_id, item in list(self._streams.items()):
-                if len(item.text) > item.durable and at - item.durable_at >= CHECKPOINT_SECONDS:
+                late = at - item.durable_at >= CHECKPOINT_SECONDS
+                if late and len(item.text) > item.durable and _checkpoints(item):
                     self._make_durable(item_id, item)
             if self._grace_over(at):
+                self._ending = self._ending or "grace_expired"
                 self._done.set()
             await self._watch_stall(at)
 
@@ -619,8 +629,22 @@ class Runner:
 _EXIT_REASONS = {"closed", "idle", "switched", "crashed", "grace_expired"}
 
 
+def _secrets(upstream: Upstream) -> list[str]:
+    """The values of headers and query parameters that carry a credential, without their scheme."""
+    fields = {**upstream.headers, **upstream.query}
+    words = ("auth", "key", "token", "secret", "cookie", "password")
+    named = [value for name, value in fields.items() if any(word in name.lower() for word in words)]
+    return [value.split()[-1] for value in named if value.split()]
+
+
 def _content(raw: JSON) -> tuple[tuple[Content, ...], tuple[Image, ...]]:
     return _CONTENT.validate_python(raw["content"]), tuple(Image(**image) for image in raw["images"])
+
+
+def _checkpoints(item: _Streamed) -> bool:
+    """Whether more of it goes into the log before it ends. A long output is a blob in the end, and each
+    checkpoint writes its item anew."""
+    return item.stream != "output" or item.durable < INLINE_BYTES
 
 
 def _joined(deltas: list[JSON]) -> list[JSON]:

@@ -17,7 +17,17 @@ from omnigent import carry, commands, policies, processes
 from omnigent import events as ev
 from omnigent.blobs import Blobs
 from omnigent.config import Config, child_environment
-from omnigent.errors import BadCursor, Conflict, KeyReused, Malformed, NotFound, OmnigentError, TooLarge
+from omnigent.errors import (
+    BadCursor,
+    Conflict,
+    Draining,
+    KeyReused,
+    Malformed,
+    NotFound,
+    OmnigentError,
+    TooLarge,
+    Unprocessable,
+)
 from omnigent.events import JSON, Actor, Body, Delta, Draft, Event
 from omnigent.feed import Feed, Frame, delta_frame, event_frame
 from omnigent.history import History
@@ -69,30 +79,29 @@ class House:
     environ: dict[str, str]
 
 
-@dataclass(slots=True)
-class _Change:
-    """A command that waits for the agent to be gone: a switch, or a model of another provider."""
-
-    entry: JSON
-    launched: bool = False
-
-
 class Session:
     def __init__(self, house: House, view: SessionView) -> None:
         self.view = view
         self.id = view.session_id
         self.feed = Feed(view.as_of_seq)
-        self.idle_since = 0.0
+        self.idle_since = asyncio.get_running_loop().time()
         """Loop time since when nothing is open."""
         self._house = house
         self._lock = asyncio.Lock()
         self._texts: dict[str, tuple[ev.Stream, str]] = {}
         self._ready = False
         """The agent has answered its handshake and takes commands."""
-        self._handed = False
-        """The open turn's message was sent to a runner by this server."""
-        self._change: _Change | None = None
+        self._handed = view.turn is not None
+        """A runner may have the open turn's message. What an earlier server did is unknown until `synced`."""
+        self._launched_for: str | None = None
+        """The turn that was open when an agent was last started."""
+        self._epoch = 0
+        """That of the last start by this server."""
+        self._change: JSON | None = None
+        """The switch whose new agent is being started: its entry in the queue."""
         self._stopping = False
+        self._closing: str | None = None
+        """Why the runner was told to close; it is told again until it is gone."""
         self._interrupting: str | None = None
         """The turn that is to be interrupted, until it ends: told again to a runner that was away."""
         self._expiry: asyncio.TimerHandle | None = None
@@ -129,6 +138,7 @@ class Session:
         arguments = command.model_dump(mode="json", exclude={"idempotency_key"})
         digest = ev.sha256(ev.canonical(arguments))
         async with self._lock:
+            self.idle_since = asyncio.get_running_loop().time()
             known = await self._house.log.command(self.id, command.idempotency_key)
             if known is not None:
                 if known.request_sha256 != digest:
@@ -143,8 +153,8 @@ class Session:
             marked = [
                 Draft(d.body, d.item_id, turn_id=d.turn_id, actor=actor, cause=command_id) for d in drafts
             ]
-            stored = await self._append(marked, record)
-            answer["seq"] = stored[0].seq if stored else self.view.as_of_seq
+            await self._append(marked, record)
+            answer |= {"session_id": self.id, "seq": self.view.as_of_seq}  # as the log stores it
             await after()
             await self._advance()
         return answer, False
@@ -182,6 +192,8 @@ class Session:
         view = self.view
         if view.closed:
             raise Conflict("The session is closed.", hint="Reopen it with `resume`.", current="closed")
+        if self.draining:
+            raise Draining("The server is stopping.", hint="Try again when it has started anew.")
         inputs = command.content
         if command.text is not None:
             inputs = (commands.TextInput(text=command.text), *inputs)
@@ -193,7 +205,7 @@ class Session:
             turn_id = self._house.new_id("turn")
             drafts.append(Draft(ev.TurnStarted(trigger="prompt", message_id=message_id), turn_id=turn_id))
             return drafts, more | {"turn_id": turn_id}, self._hand_over
-        if command.when == "steer" and self._can("steers"):
+        if command.when == "steer" and view.turn is not None and self._can("steers"):
             return drafts, more, lambda: self._steer(message_id)
         drafts.append(Draft(ev.MessageQueued(), message_id))
         if command.when == "now" and view.turn is not None:
@@ -306,10 +318,17 @@ class Session:
 
     async def _advance(self) -> None:
         """If nothing is running, begin the next thing in the queue."""
-        view = self.view
-        if view.turn is not None or view.closed or self.draining or self._stopping or not view.queue:
-            return
-        entry = view.queue[0]
+        while self._may_begin():
+            entry = self.view.queue[0]
+            await self._begin(entry)
+            if self.view.queue and self.view.queue[0]["id"] == entry["id"]:
+                return  # a change that waits for an agent's end or start
+
+    def _may_begin(self) -> bool:
+        held_up = self.view.closed or self.draining or self._stopping or self._closing
+        return bool(self.view.queue) and self.view.turn is None and self._change is None and not held_up
+
+    async def _begin(self, entry: JSON) -> None:
         if entry["type"] != "message":
             await self._carry_out(entry)
             return
@@ -326,18 +345,22 @@ class Session:
             await self._launch(self.view.harness, self.view.provider, self.view.model)
 
     async def _launch(self, harness: str, provider: str | None, model: str | None) -> None:
+        if self.view.run is not None:  # its runner is gone, but `gone` hasn't said so yet
+            await self._append([Draft(ev.HarnessExited(reason="runner_lost"))])
+        self._launched_for = self.view.turn["id"] if self.view.turn else None
         try:
             frame = await self._launch_frame(harness, provider, model)
             await self._house.runners.launch(self.id, frame)
         except OmnigentError as error:
             await self._start_failed(f"{error.detail} {error.hint}".strip())
+        except OSError as error:
+            await self._start_failed(f"The runner can't be started: {error.strerror or type(error).__name__}.")
 
     async def _start_failed(self, detail: str) -> None:
         if self._change is not None:
-            await self._change_failed(detail)
+            await self._change_failed(self._change, detail)
         else:
             await self._end_turn(ev.TurnFailed(code="start_failed", detail=detail), delivered=False)
-        await self._advance()
 
     async def _send_turn(self) -> None:
         turn = self.view.turn
@@ -351,10 +374,13 @@ class Session:
             "content": content,
             "images": images,
         }
-        self._handed = True
+        self._handed = self._house.runners.state(self.id) == "live"  # else `synced` tells
         self._command(turn["id"], command)
 
     async def _steer(self, message_id: str) -> None:
+        """Nothing before the agent is ready: its start hands over what waits."""
+        if not self._ready:
+            return
         content, images = await self._content(message_id)
         command = {"type": "steer", "message_id": message_id, "content": content, "images": images}
         self._command(message_id, command)
@@ -379,7 +405,9 @@ class Session:
         turn = self.view.turn
         if turn is None:
             return
-        if self._handed or turn["delivered"]:
+        if self._house.runners.state(self.id) == "none":  # nobody is left to interrupt it
+            await self._end_turn(ev.TurnInterrupted(how="kill"), delivered=await self._was_delivered(turn))
+        elif self._handed or turn["delivered"]:
             self._interrupting = turn["id"]
             self._command(self._house.new_id("cmd"), {"type": "interrupt"})
         else:  # the agent hasn't heard of it
@@ -439,19 +467,22 @@ class Session:
             await self._interrupt()
             return
         self._stopping = True
+        self._change = None  # its entry was cancelled with the queue
         if self.view.turn is None:
             self._close_runner("closed")
         else:
             await self._interrupt()
 
     def _close_runner(self, reason: str) -> None:
-        self._ready = False
+        self._ready, self._closing = False, reason
         self._house.runners.send(self.id, {"type": "close", "reason": reason})
 
     async def close_idle(self) -> None:
         """End an agent with nothing to do; the next prompt starts it again."""
         async with self._lock:
-            if self.view.turn is None and not self.view.queue and self._ready:
+            view = self.view
+            waits = view.turn or view.queue or view.approvals_open or view.questions_open
+            if self._ready and not waits:
                 self._close_runner("idle")
 
     # Switching harness and model.
@@ -483,7 +514,7 @@ class Session:
             return choose(config, harness, self.view.provider, model or self.view.model)
         choice = choose(config, harness, provider, model)
         if choice.model is None:
-            raise Malformed(
+            raise Unprocessable(
                 f"No model is named for {name} with provider {choice.name}.",
                 hint=f"Name one with --model, or set defaults.{name}.model in config.yaml.",
             )
@@ -492,32 +523,33 @@ class Session:
     async def _carry_out(self, entry: JSON) -> None:
         """The queue's head is a change: end the old agent, then start the new."""
         arguments = entry["arguments"]
-        if entry["type"] == "set_model" and arguments["provider"] == self.view.provider and self._settable():
-            if self._ready:
+        state = self._house.runners.state(self.id)
+        if state != "none":
+            if not self._ready and self.view.run is None and state != "away":
+                return  # an agent is starting: its start, or its end, comes back here
+            if self._ready and self._settable(entry):
                 model = {"type": "set_model", "model": arguments["model"], "effort": arguments["effort"]}
                 self._command(entry["id"], model)
-            await self._changed_model(entry)
-        elif self._house.runners.state(self.id) != "none":
-            self._close_runner("switched")
+                await self._changed_model(entry)
+            else:
+                self._close_runner("switched")
         elif entry["type"] == "set_model":
             await self._changed_model(entry)
-        elif self._change is None:
-            self._change = _Change(entry)
-            self._change.launched = True
+        else:
+            self._change = entry
             await self._launch(arguments["harness"], arguments["provider"], arguments["model"])
 
-    def _settable(self) -> bool:
-        return not self._ready or self._can("sets_model")
+    def _settable(self, entry: JSON) -> bool:
+        same = entry["arguments"]["provider"] == self.view.provider
+        return entry["type"] == "set_model" and same and self._can("sets_model")
 
     async def _changed_model(self, entry: JSON) -> None:
         a = entry["arguments"]
         changed = ev.ModelChanged(model=a["model"], provider=a["provider"], effort=a.get("effort"))
         await self._append([Draft(changed), Draft(ev.CommandEnded(outcome="done"), entry["id"])])
-        await self._advance()
 
-    async def _changed(self, started: ev.HarnessStarted) -> None:
-        assert self._change is not None
-        entry, self._change = self._change.entry, None
+    async def _changed(self, entry: JSON, started: ev.HarnessStarted) -> None:
+        self._change = None
         a = entry["arguments"]
         nothing = ev.Carried(how="none")
         body = ev.HarnessChanged(
@@ -529,9 +561,8 @@ class Session:
         )
         await self._append([Draft(body), Draft(ev.CommandEnded(outcome="done"), entry["id"])])
 
-    async def _change_failed(self, detail: str) -> None:
-        assert self._change is not None
-        entry, self._change = self._change.entry, None
+    async def _change_failed(self, entry: JSON, detail: str) -> None:
+        self._change = None
         target = entry["arguments"]["harness"]
         notice = ev.NoticeRaised(
             code="switch_failed",
@@ -556,7 +587,7 @@ class Session:
             history, dropped = carry.fit(await self._history(), choice.provider.context_tokens)
         epoch = await house.log.take_epoch(self.id)
         source = await asyncio.to_thread(upstream, choice.provider, house.home)
-        self._ready, self._handed = False, False
+        self._ready, self._handed, self._epoch = False, False, epoch
         return {
             "type": "launch",
             "session_id": self.id,
@@ -593,12 +624,14 @@ class Session:
         }
 
     async def _history(self) -> History:
-        items: list[JSON] = []
+        """In the order of the conversation: a message that waited in the queue stands where it was taken."""
+        found: list[tuple[int, JSON]] = []
         before: int | None = None
         while page := await self._house.log.items(self.id, before=before, limit=1000):
-            items += [row.data for row in page]
+            found += [(row.data.get("place", row.pos), row.data) for row in page]
             before = page[-1].pos
-        items.reverse()
+        found.reverse()
+        items = [data for _, data in sorted(found, key=lambda entry: entry[0])]
         current = self.view.turn["message_id"] if self.view.turn else None
         return carry.history_of((i for i in items if i["id"] != current), self._house.blobs.get)
 
@@ -615,29 +648,43 @@ class Session:
         """
         async with self._lock:
             appended = await self._house.log.append(self.id, drafts, producer=run, first=first, epoch=epoch)
+            turn = self.view.turn
             self._apply(appended.events)
+            if turn is not None and self.view.turn is None:
+                await self._tell_fate(turn, appended.events)
             for event in appended.events:
                 await self._react(event)
             await self._advance()
             return appended.acked
 
+    async def _tell_fate(self, turn: JSON, events: Sequence[Event]) -> None:
+        """A turn that its agent ended without ever saying that it got the message."""
+        settled = (ev.MessageDelivered, ev.MessageFailed, ev.MessageCancelled)
+        message_id = turn["message_id"]
+        said = any(isinstance(event.body, settled) and event.item_id == message_id for event in events)
+        if turn["delivered"] or said:
+            return
+        completed = any(isinstance(event.body, ev.TurnCompleted) for event in events)
+        delivered = True if completed else await self._was_delivered(turn)
+        await self._append([self._fate(turn, ev.TurnCompleted(), delivered)])
+
     async def _react(self, event: Event) -> None:
         body = event.body
         match body:
             case ev.ToolRequested() if body.gated:
-                await self._decide(event.item_id or "", body, event.turn_id)
+                call = self.view.calls.get(event.item_id or "")
+                if call is not None and not call["decided"]:
+                    await self._decide(event.item_id or "", body, event.turn_id)
             case ev.HarnessStarted():
-                self._ready = True
-                if self._change is not None:
-                    await self._changed(body)
-                await self._send_turn()
-                for message_id in self.view.steers:
-                    await self._steer(message_id)
+                await self._started(body)
             case ev.HarnessExited():
                 self._ready = False
                 await self._exited(body)
             case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted():
-                await self._turn_ended()
+                if isinstance(body, ev.TurnFailed) and body.code == "agent_exited":
+                    self._ready = False  # its `harness.exited` follows: hand nothing more to it
+                if self.view.turn is None:
+                    await self._turn_ended()
             case ev.MessageCompleted() | ev.ReasoningCompleted() | ev.ToolCompleted():
                 self._texts.pop(event.item_id or "", None)
             case ev.QuestionAsked() if self.view.approvals == "deny":
@@ -646,14 +693,30 @@ class Session:
             case _:
                 pass
 
+    async def _started(self, body: ev.HarnessStarted) -> None:
+        self._ready = True
+        if self._change is not None:
+            await self._changed(self._change, body)
+        if self._closing:  # told while it couldn't hear
+            self._close_runner(self._closing)
+            return
+        await self._send_turn()
+        for message_id in self.view.steers:
+            await self._steer(message_id)
+
     async def _exited(self, body: ev.HarnessExited) -> None:
         detail = body.stderr_tail.strip() or "The agent ended."
+        turn = self.view.turn
         if self._change is not None and body.reason == "failed_to_start":
-            await self._change_failed(detail)
-        elif self.view.turn is not None:
+            await self._change_failed(self._change, detail)
+        elif turn is not None and not self._untold(turn):
             code = "start_failed" if body.reason == "failed_to_start" else "agent_exited"
-            delivered = None if self._handed else False
+            delivered = await self._was_delivered(turn)
             await self._end_turn(ev.TurnFailed(code=code, detail=detail), delivered=delivered)
+
+    def _untold(self, turn: JSON) -> bool:
+        """No agent was started for this turn or has heard of it: the next one can take it."""
+        return not (self._handed or turn["delivered"] or self._launched_for == turn["id"])
 
     # The gate.
 
@@ -702,11 +765,12 @@ class Session:
         """A runner is (again) there and has told all it had: give it what it missed."""
         async with self._lock:
             self._ready = ready and self.view.run is not None
+            if self._closing:
+                self._close_runner(self._closing)
             turn = self.view.turn
             if turn is not None and turn["message_id"] and not turn["delivered"]:
-                if turn["id"] in seen:
-                    self._handed = True
-                elif self._ready:
+                self._handed = turn["id"] in seen
+                if self._ready and not self._handed and self._interrupting is None:
                     await self._send_turn()
             for message_id in self.view.steers:
                 if message_id not in seen:
@@ -729,9 +793,11 @@ class Session:
             await self._send_verdict(item_id)
         elif not asked:
             row = await self._house.log.item(self.id, item_id)
-            assert row is not None
-            fields = {name: row.data[name] for name in ("tool", "title", "actions", "raw", "background")}
-            requested = ev.ToolRequested.model_validate(fields | {"parsed": "opaque", "native_id": ""})
+            if row is None:
+                raise NotFound(f"The call {item_id} has no item.")
+            names = ("tool", "title", "actions", "parsed", "raw", "background")
+            fields = {name: row.data[name] for name in names}
+            requested = ev.ToolRequested.model_validate(fields | {"native_id": ""})
             await self._decide(item_id, requested, row.data["turn_id"])
 
     async def _settle_question(self, question_id: str) -> None:
@@ -756,25 +822,39 @@ class Session:
         """The runner's process has ended and its last words are stored. Leave nothing running or open."""
         await asyncio.to_thread(processes.kill_carrying, f"{self.id}:{epoch}")
         async with self._lock:
-            self._ready, self._stopping = False, False
+            if epoch < self._epoch:
+                return  # a newer agent was started meanwhile, and that start told of this one's end
+            self._ready, self._stopping, self._closing = False, False, None
             if self.view.run is not None:
                 await self._append([Draft(ev.HarnessExited(reason="runner_lost"))])
-            if self._change is not None and self._change.launched:
-                await self._change_failed("Its runner ended.")
-            if self.view.turn is not None:
-                body = ev.TurnFailed(code="runner_lost", detail="The agent's runner ended unexpectedly.")
-                await self._end_turn(body, delivered=await self._was_delivered())
+            if self._change is not None:
+                await self._change_failed(self._change, "Its runner ended.")
+            await self._end_lost()
             await self._house.log.drop_lease(self.id, epoch)
+            if self.view.turn is not None:
+                await self._hand_over()
             await self._advance()
 
-    async def _was_delivered(self) -> bool | None:
-        """Whether the agent got the open turn's message: known not, found in its transcript, or unknown."""
-        turn, view = self.view.turn, self.view
-        if turn is None or turn["delivered"]:
+    async def _end_lost(self) -> None:
+        """End what the runner that is gone had: not a turn that it never heard of."""
+        turn = self.view.turn
+        if turn is None:
+            if cancelled := self._cancelled("lost"):
+                await self._append(cancelled)
+        elif not self._untold(turn):
+            body = ev.TurnFailed(code="runner_lost", detail="The agent's runner ended unexpectedly.")
+            await self._end_turn(body, delivered=await self._was_delivered(turn))
+
+    async def _was_delivered(self, turn: JSON) -> bool | None:
+        """Whether the agent got the turn's message: known not, found in its transcript, or unknown."""
+        view = self.view
+        if turn["delivered"]:
             return True
+        if not self._handed:
+            return False
         native = view.native.get(view.harness)
         if native is None or not native["ref"] or not turn["message_id"]:
-            return None if self._handed else False
+            return None
         row = await self._house.log.item(self.id, turn["message_id"])
         text = "\n".join(p["text"] for p in row.data["content"] if p["type"] == "text") if row else ""
         private = self._house.home / "run" / self.id / view.harness
@@ -787,14 +867,32 @@ class Session:
         """Give a new session's first prompt to its agent."""
         async with self._lock:
             await self._hand_over()
+            await self._advance()
 
     async def recover(self) -> None:
-        """At the server's start: end a turn whose runner is gone, apply what expired meanwhile, go on."""
+        """At the server's start: apply what expired meanwhile, end or begin what no runner has, go on.
+
+        A turn without a lease was never given to a runner: the lease is written before, and dropped after
+        the turn's end.
+        """
         async with self._lock:
             await self._expire()
-            if self.view.turn is None:
+            turn = self.view.turn
+            if turn is None:
                 await self._turn_ended()
+            elif self._house.runners.state(self.id) == "none":
+                await self._take_up(turn)
             await self._advance()
+
+    async def _take_up(self, turn: JSON) -> None:
+        """A turn that was open when the server ended, and that no runner has."""
+        self._handed = False
+        if self.view.closed:
+            await self._end_turn(ev.TurnInterrupted(how="kill"), delivered=False)
+        elif turn["delivered"]:
+            await self._end_lost()
+        else:
+            await self._hand_over()
 
     # Appending.
 

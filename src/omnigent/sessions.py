@@ -101,13 +101,11 @@ class Sessions:
         """Open the log, take up the runners of an earlier server, end what was lost with it."""
         log = open_log(home, SessionProjector(), clock)
         sessions = cls(home, config, log, clock, new_id, environ)
-        waiting = set(await sessions.hub.start())
+        leased = set(await sessions.hub.start())
         for status in ("starting", "running", "waiting"):
             for session_id in await sessions._with_status(status):
-                session = await sessions.get(session_id)
-                if session_id not in waiting and session.view.turn is not None:
-                    await session.gone(0)
-                await session.recover()
+                if session_id not in leased:  # else its runner comes back, or its end is told
+                    await (await sessions.get(session_id)).recover()
         sessions._ticker = asyncio.get_running_loop().create_task(sessions._tick())
         return sessions
 

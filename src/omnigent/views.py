@@ -13,8 +13,6 @@ from omnigent.events import JSON, Event
 
 Status = Literal["starting", "idle", "running", "waiting", "paused", "lost", "closed"]
 
-OPEN_CALL = ("requested", "held", "running")
-
 
 @dataclass(slots=True)
 class SessionView:
@@ -118,13 +116,13 @@ class SessionProjector:
 
 
 def _status(view: SessionView) -> Status:
-    if view.closed:
-        return "closed"
-    if view.turn is None:
-        return "starting" if view.queue else "idle"
     if view.approvals_open or view.questions_open:
         return "waiting"
-    return "running" if view.run is not None else "starting"
+    if view.turn is not None:
+        return "running" if view.run is not None else "starting"
+    if view.closed:
+        return "closed"
+    return "starting" if view.queue else "idle"
 
 
 @dataclass(slots=True)
@@ -205,7 +203,7 @@ class _Folder:
         key = item_id or self.event.item_id or self.event.id
         now = self.items.get(key) or self.lookup(key)
         if now is None:
-            now = {
+            now = _BLANK.get(type_, {}) | {
                 "id": key,
                 "type": type_,
                 "turn_id": self.event.turn_id,
@@ -235,8 +233,12 @@ class _Folder:
             self._put("approval", item_id, status="cancelled")
         for item_id in view.questions_open:
             self._put("question", item_id, status="cancelled")
+        waiting = [entry["id"] for entry in view.queue if entry["type"] == "message"]
+        for item_id in [*waiting, *view.steers]:
+            self._put("message", item_id, status="cancelled")
         view.approvals_open, view.questions_open = {}, {}
         if view.turn is not None:
+            self._settle_message(view.turn, "interrupted")
             view.last_turn = {"id": view.turn["id"], "outcome": "interrupted"}
         view.turn, view.run, view.native, view.queue, view.steers = None, None, {}, [], []
         view.grants, view.once, view.closed, view.archived = [], [], False, False
@@ -279,8 +281,14 @@ class _Folder:
         self._put("switch", **ev.encode_body(body))
 
     def _content_from(self, run: str | None) -> None:
-        """Content came from `run`: every other harness's native session no longer holds all."""
-        here = self.view.run["harness"] if self.view.run and self.view.run["run"] == run else None
+        """Content came from `run`: every other harness's native session no longer holds all.
+
+        `run` None is the session itself, which found a message in its harness's native transcript.
+        """
+        current = self.view.run
+        here = self.view.harness if run is None else None
+        if current is not None and current["run"] == run:
+            here = current["harness"]
         for name, native in self.view.native.items():
             if name != here:
                 self.view.native[name] = {**native, "stale": True}
@@ -299,26 +307,44 @@ class _Folder:
         }
         if body.message_id:
             view.queue = [entry for entry in view.queue if entry["id"] != body.message_id]
-            self._put("message", body.message_id, status="submitted", turn_id=event.turn_id)
+            self._put(
+                "message", body.message_id, status="submitted", turn_id=event.turn_id, place=event.seq
+            )
 
     def _turn_ended(self, body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted) -> None:
         outcome = body.KIND.removeprefix("turn.")
+        view, turn_id = self.view, self.event.turn_id
+        if outcome != "completed":
+            self._put("turn", turn_id, outcome=outcome, **ev.encode_body(body))
+        if view.turn is not None and turn_id not in (None, view.turn["id"]):
+            return  # late word of a turn that was ended already
         self._close_open("interrupted" if outcome == "interrupted" else "lost")
-        view = self.view
-        view.last_turn = {"id": self.event.turn_id, "outcome": outcome}
+        if view.turn is not None:
+            self._settle_message(view.turn, outcome)
+        view.last_turn = {"id": turn_id, "outcome": outcome}
         if isinstance(body, ev.TurnFailed):
             view.last_turn |= {"code": body.code, "detail": body.detail}
         view.turn = None
-        if outcome != "completed":
-            details = ev.encode_body(body)
-            self._put("turn", self.event.turn_id, outcome=outcome, **details)
+
+    def _settle_message(self, turn: JSON, outcome: str) -> None:
+        """The turn's message, if nobody said what became of it."""
+        item_id: str | None = turn["message_id"]
+        now = item_id and (self.items.get(item_id) or self.lookup(item_id))
+        if not now or turn["delivered"] or now["status"] not in ("submitted", "queued"):
+            return
+        if outcome == "completed":
+            self._put("message", item_id, status="delivered", delivered_as="turn")
+        else:
+            self._put("message", item_id, status="failed", code="delivery_unknown", detail="")
 
     def _close_open(self, status: str) -> None:
         """Close what the end of a turn leaves open, so that no item and no status can stick."""
         view = self.view
-        for item_id, type_ in list(view.texts.items()):
-            self._put(type_, item_id, status=status)
-        for item_id in list(view.calls):
+        for item_id, type_ in view.texts.items():
+            known = self.items.get(item_id) or self.lookup(item_id)
+            if known is not None and known["status"] == "open":
+                self._put(type_, item_id, status=status)
+        for item_id in view.calls:
             self._put("tool_call", item_id, status="cancelled" if status == "interrupted" else "unknown")
         view.texts, view.calls = {}, {}
 
@@ -366,7 +392,8 @@ class _Folder:
     def _delivered(self, item_id: str, as_: str) -> None:
         view = self.view
         self._leave_queue(item_id)
-        self._put("message", status="delivered", delivered_as=as_, turn_id=self.event.turn_id)
+        place = {"place": self.event.seq} if as_ == "steer" else {}
+        self._put("message", status="delivered", delivered_as=as_, turn_id=self.event.turn_id, **place)
         if view.turn is not None and view.turn["message_id"] == item_id:
             view.turn = {**view.turn, "delivered": True}
         self._content_from(self.event.run)
@@ -379,9 +406,9 @@ class _Folder:
     def _queued_command(self, body: ev.CommandQueued | ev.CommandEnded) -> None:
         item_id = self.event.item_id or ""
         if isinstance(body, ev.CommandQueued):
-            self.view.queue.append(
-                {"id": item_id, "type": body.arguments["type"], "arguments": body.arguments}
-            )
+            entry = {"id": item_id, "type": body.arguments["type"], "arguments": body.arguments}
+            place = 0 if body.arguments.get("now") else len(self.view.queue)
+            self.view.queue.insert(place, entry)
         else:
             self._leave_queue(item_id)
 
@@ -411,14 +438,19 @@ class _Folder:
             now = self._put("tool_call")
             output: JSON = now.get("output") or {"text": ""}
             now["output"] = {**output, "text": _splice(output["text"], body.offset, body.text)}
-        elif body.stream == "reasoning":
-            now = self._put("reasoning", status="open")
-            now["text"] = _splice(now.get("text", ""), body.offset, body.text)
-            self.view.texts[now["id"]] = "reasoning"
+            return
+        type_ = "reasoning" if body.stream == "reasoning" else "message"
+        item_id = self.event.item_id or self.event.id
+        self.view.texts[item_id] = type_
+        known = self.lookup(item_id)
+        if known is not None and known.get("status") != "open":
+            return  # its whole text is known
+        now = self._put(type_, item_id, status="open")
+        if type_ == "reasoning":
+            now["text"] = _splice(now["text"], body.offset, body.text)
         else:
-            now = self._put("message", role="assistant", status="open")
-            parts = cast(list[JSON], now.get("content") or [])
-            text = "".join(part.get("text", "") for part in parts)
+            now["role"] = "assistant"
+            text = "".join(part.get("text", "") for part in cast(list[JSON], now["content"]))
             now["content"] = [{"type": "text", "text": _splice(text, body.offset, body.text)}]
 
     # Tool calls and the gate.
@@ -432,13 +464,15 @@ class _Folder:
                     tool=body.tool,
                     title=body.title,
                     actions=[action.model_dump() for action in body.actions],
+                    parsed=body.parsed,
                     raw=body.raw,
                     background=body.background,
                     status="requested",
                 )
                 view.calls[item_id] = {"gated": body.gated, "decided": not body.gated}
             case ev.ToolStarted():
-                self._put("tool_call", status="running")
+                if item_id in view.calls:
+                    self._put("tool_call", status="running")
                 self._decided(item_id)
             case ev.ToolCompleted():
                 self._put(
@@ -464,7 +498,8 @@ class _Folder:
         view, item_id = self.view, self.event.item_id or ""
         if isinstance(body, ev.ApprovalRequested):
             self._put("approval", status="open", **body.model_dump(mode="json"))
-            self._put("tool_call", body.call_id, status="held", approval_id=item_id)
+            held = {"status": "held"} if body.call_id in view.calls else {}
+            self._put("tool_call", body.call_id, approval_id=item_id, **held)
             view.approvals_open[item_id] = {
                 "call_id": body.call_id,
                 "action_sha256": body.action_sha256,
@@ -504,6 +539,21 @@ class _Folder:
         else:
             view.cost_nanousd = (view.cost_nanousd or 0) + body.cost_nanousd
 
+
+_BLANK: dict[str, JSON] = {
+    "message": {"role": "user", "content": [], "status": "submitted"},
+    "reasoning": {"text": "", "status": "open"},
+    "tool_call": {
+        "tool": "",
+        "title": "",
+        "actions": [],
+        "parsed": "opaque",
+        "raw": "",
+        "background": False,
+        "status": "unknown",
+    },
+}
+"""What every item of a type has, even if the log tells of it from the middle on."""
 
 _TOKENS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 

@@ -97,6 +97,7 @@ def test_denied_failed_interrupted_and_switched_are_named() -> None:
                 event("approval.resolved", "ap_1", outcome="cancelled", cancelled_by="interrupted"),
                 event(
                     "harness.changed",
+                    None,
                     **{
                         "from": "codex",
                         "to": "pi",

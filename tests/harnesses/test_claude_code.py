@@ -1,7 +1,7 @@
 """The real Claude Code behind the gate, against the scripted model.
 
-`claude` is the managed one of $OMNIGENT_HOME or the one on PATH. OMNIGENT_UPDATE_GOLDEN=1 writes the golden
-dialogues anew from what the agent says.
+`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/claude_code` anew. The agents are installed on first
+use under `$OMNIGENT_TEST_HOME` (default: the user's cache).
 """
 
 import json
@@ -69,6 +69,7 @@ from omnigent.harnesses import (
     Tick,
     Translator,
     Verdict,
+    install,
 )
 from omnigent.harnesses import _claude_history as transcripts
 from omnigent.harnesses import _claude_tools as tools
@@ -76,6 +77,7 @@ from omnigent.harnesses._wire import open_agent
 from omnigent.harnesses.claude_code import ClaudeCode
 from omnigent.history import AssistantMessage, History, Image, ToolCall, UserMessage
 from omnigent.ids import NewId, Prefix, new_id
+from omnigent.testing.harness_suite import HarnessSuite
 from omnigent.testing.scripted_model import ScriptedModel, tools_of
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +85,30 @@ pytestmark = pytest.mark.anyio
 GOLDEN = Path(__file__).parent.parent / "golden" / "claude_code"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 ENDS = (TurnCompleted, TurnFailed, TurnInterrupted)
+
+
+TEST_HOME = Path(os.environ.get("OMNIGENT_TEST_HOME") or Path.home() / ".cache" / "omnigent" / "tests")
+
+
+def installed(version: str) -> Binary:
+    program = install.install("claude-code", TEST_HOME, version).program
+    return Binary("claude-code", (str(program),), version, "managed", True)
+
+
+class TestNewest(HarnessSuite):
+    harness = "claude-code"
+    expected_file = Path(__file__).with_name("expected_capabilities.json")
+    # Claude tells its model which file the output goes to.
+    later_output = {"tool": "Bash", "input": {"command": "cat $CLAUDE_CODE_TMPDIR/*/*/*/tasks/*.output"}}  # noqa: RUF012
+    version = ClaudeCode.versions[1]
+
+    def binary(self) -> Binary:
+        return installed(self.version)
+
+
+class TestOldest(TestNewest):
+    version = ClaudeCode.versions[0]
+    hold_seconds = 2.0
 
 
 def bash(command: str, **more: Any) -> dict[str, Any]:
@@ -190,7 +216,7 @@ class Recorder:
         return self.translator.step(pruned)
 
     def write(self, path: Path, root: Path) -> None:
-        """With this machine's paths replaced, and then answered again: sizes and paths are in the outputs too."""
+        """With this machine's paths replaced, then answered again: sizes and paths are in the outputs."""
         dashed = re.sub(r"[^A-Za-z0-9]", "-", str(root))
         said = json.dumps(self.given, ensure_ascii=False).replace(str(root), "/lab").replace(dashed, "-lab")
         lines = [self.head, *dialogue(self.head, json.loads(said))]
@@ -260,13 +286,12 @@ class Lab:
             folder.mkdir()
 
     def launch(self, **more: Any) -> Launch:
-        harness = ClaudeCode()
         return Launch(
             session_id="ses_1",
             run=more.pop("run", new_id("run")),
             workspace=self.workspace,
             private=self.private,
-            binary=harness.locate(Path(os.environ.get("OMNIGENT_HOME", Path.home() / ".omnigent"))),
+            binary=installed(ClaudeCode.versions[1]),
             model="scripted-model",
             wire="anthropic-messages",
             gateway_url=self.model.url,
@@ -279,9 +304,9 @@ class Lab:
     async def agent(
         self, record: str = "", wrapped_by: Callable[[Translator], Translator] | None = None, **more: Any
     ) -> AsyncGenerator[Agent]:
-        """`record` names the golden dialogue that is written when OMNIGENT_UPDATE_GOLDEN is set."""
+        """`record` names the golden dialogue that is written when OMNIGENT_RECORD is set."""
         harness, launch = ClaudeCode(), self.launch(**more)
-        recorder = Recorder(launch) if record and os.environ.get("OMNIGENT_UPDATE_GOLDEN") else None
+        recorder = Recorder(launch) if record and os.environ.get("OMNIGENT_RECORD") else None
         own = harness.translator(launch, new_id)
         translator = recorder or (wrapped_by(own) if wrapped_by else own)
         session = await open_agent(harness.prepare(launch), translator)
@@ -771,10 +796,10 @@ async def test_seeded_history_is_native_and_there_once(lab: Lab) -> None:
         assert (ready.carried.messages, ready.carried.tool_calls, ready.carried.images) == (3, 2, 1)
         await agent.run("recall")
     sent = requests(lab)[0]["messages"]
-    assert [message["role"] for message in sent[:4]] == ["user", "assistant", "user", "assistant"]
-    assert [block["type"] for block in sent[0]["content"]] == ["text", "image"]
-    assert [block["type"] for block in sent[1]["content"]] == ["text", "tool_use", "tool_use"]
-    assert [block.get("is_error", False) for block in sent[2]["content"]] == [False, True]
+    assert [message["role"] for message in sent[:6]] == ["user", "assistant"] * 3
+    shape = [[block["type"] for block in message["content"]] for message in sent[:5]]
+    assert shape == [["text", "image"], ["text", "tool_use"], ["tool_result"], ["tool_use"], ["tool_result"]]
+    assert [sent[n]["content"][0].get("is_error", False) for n in (2, 4)] == [False, True]
     assert json.dumps(sent).count("ZEBRA") == 1
 
 

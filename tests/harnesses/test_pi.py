@@ -71,6 +71,7 @@ from omnigent.harnesses._pi_tools import actions_of, news_of
 from omnigent.harnesses.pi import Pi
 from omnigent.history import AssistantMessage, Entry, History, Image, ToolCall, UserMessage
 from omnigent.ids import Prefix, new_id
+from omnigent.testing.harness_suite import HarnessSuite
 from omnigent.testing.scripted_model import Item, ScriptedModel, history_of, tools_of
 
 pytestmark = pytest.mark.anyio
@@ -182,6 +183,21 @@ SCRIPT: dict[str, Any] = {
     ],
     "default": [{"text": "Users so far: {{n_users}}"}],
 }
+
+
+class TestPi(HarnessSuite):
+    harness = "pi"
+    expected_file = Path(__file__).with_name("expected_capabilities.json")
+
+    def binary(self) -> Binary:
+        return located(Pi.versions[1])
+
+
+class TestOldestPi(TestPi):
+    hold_seconds = 2.0
+
+    def binary(self) -> Binary:
+        return located(Pi.versions[0])
 
 
 # ── The real agent ──────────────────────────────────────────────────────────────────────────────────────

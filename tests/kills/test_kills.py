@@ -18,12 +18,14 @@ from omnigent.testing.scripted_model import history_of
 
 HARNESSES = ["scripted", "claude-code", "codex", "pi"]
 SECONDS_OF_COMMAND = 20
-SLOW = (
-    'python3 -c "'
-    f"import time; open('begun.txt', 'a').write('x'); time.sleep({SECONDS_OF_COMMAND}); "
-    "open('late.txt', 'a').write('x')\""
-)
-HIDDEN = f"nohup setsid sh -c '{SLOW.replace(chr(34), chr(39) + chr(92) + chr(39) + chr(39))}' &"
+SLOW_PROGRAM = f"""
+import time
+open("begun.txt", "a").write("x")
+time.sleep({SECONDS_OF_COMMAND})
+open("late.txt", "a").write("x")
+"""
+SLOW = "python3 slow.py"
+HIDDEN = "nohup setsid python3 slow.py >/dev/null 2>&1 &"
 """The same in a session of its own, with no parent."""
 SCRIPT = {
     "turns": [
@@ -54,6 +56,7 @@ SCRIPT = {
 
 def _open_house(name: str, grace_seconds: float) -> Iterator[House]:
     house = House(fresh_home(name), SCRIPT, grace_seconds=grace_seconds)
+    (house.workspace / "slow.py").write_text(SLOW_PROGRAM)
     try:
         house.start()
         yield house

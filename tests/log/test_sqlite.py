@@ -14,9 +14,9 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from omnigent.errors import Draining, HomeUnusable, NewerHome
+from omnigent.errors import Draining, HomeUnusable, NewerHome, Unprocessable
 from omnigent.events import JSON, Event
-from omnigent.log import CommandRecord, Lease, ListQuery, Log, Projector, SqliteLog, open_log
+from omnigent.log import Appended, CommandRecord, Lease, ListQuery, Log, Projector, SqliteLog, open_log
 from omnigent.testing.log_suite import (
     DEADLINE,
     Hands,
@@ -214,25 +214,28 @@ async def test_a_full_disk_fails_those_who_wait_and_nothing_is_half_there(tmp_pa
 
 
 class Fragile(SuiteProjector):
-    """Chokes on one text, after it has changed the view."""
+    """Chokes on some texts, after it has changed the view."""
 
     def fold(self, view: SuiteView, event: Event, item: Callable[[str], JSON | None]) -> dict[str, JSON]:
         changed = super().fold(view, event, item)
         if "poison" in event.body_text:
             raise RuntimeError("a bug in the fold")
+        if "venom" in event.body_text:
+            raise Unprocessable("a fold that refuses")
         return changed
 
 
-async def test_a_fold_that_fails_spoils_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "error"), [("poison", RuntimeError), ("venom", Unprocessable)])
+async def test_a_fold_that_fails_spoils_no_other(tmp_path: Path, text: str, error: type[Exception]) -> None:
     log = open_log(tmp_path, Fragile(), Hands())
     await log.create("ses_a", [created()])
     results = await asyncio.gather(
         log.append("ses_a", [said("one")]),
-        log.append("ses_a", [said("two"), said("poison")]),
+        log.append("ses_a", [said("two"), said(text)]),
         log.append("ses_a", [said("three")]),
         return_exceptions=True,
     )
-    assert [type(result).__name__ for result in results] == ["Appended", "RuntimeError", "Appended"]
+    assert [type(result) for result in results] == [Appended, error, Appended]
     assert await log.head("ses_a") == 3
     check_dense(await read_all(log, "ses_a"))
     await check_folded(log, "ses_a")

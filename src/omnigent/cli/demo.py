@@ -76,8 +76,8 @@ _SCRIPT: dict[str, Any] = {
                     "A letter is missing. I'll put it in.",
                     "$edit",
                     path="greeting.txt",
-                    old="Helo",
-                    new="Hello",
+                    old=_FILES["greeting.txt"].strip(),
+                    new="Hello, world!",
                 ),
                 _step("And the check once more.", "$shell", command="sh check.sh"),
                 _step("Done: the greeting said `Helo`, now it says `Hello`, and the check passes."),
@@ -112,6 +112,8 @@ def demo(options: argparse.Namespace) -> int:
     if harness in PINS:
         tell(f"1/4  {PINS[harness].title}: installed under {main / 'harnesses'} if it isn't yet")
         install_shown(harness, main)
+    else:
+        tell(f"1/4  {harness} comes with Omnigent")
     place = _make_place(main)
     project = place / "project"
     tell(f"2/4  a small repository: {project}")
@@ -207,7 +209,10 @@ def _make_home(place: Path, main: Path, model_url: str) -> Path:
             "demo-openai": {"api": "openai-responses", "base_url": f"{model_url}/v1", "key": key},
         },
         "defaults": {
-            name: {"provider": "demo-anthropic" if name == "claude-code" else "demo-openai", "model": model}
+            name: {
+                "provider": "demo-anthropic" if name in ("claude-code", "scripted") else "demo-openai",
+                "model": model,
+            }
             for name, model in _MODELS.items()
         },
     }

@@ -130,7 +130,7 @@ def _check_port(config: Config, home: Path) -> None:
 
 def _who(host: str, port: int) -> str:
     try:
-        Client(f"http://{host}:{port}", "", patience=0).health()
+        Client(f"http://{host}:{port}", "", patience=0, timeout=1).health()
     except OmnigentError:
         return "another program"
     return "the Omnigent server of another home"

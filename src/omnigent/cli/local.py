@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from omnigent.client import PATIENCE, Client
+from omnigent.client import ANSWER_TIMEOUT, HEALTH_TIMEOUT, PATIENCE, Client
 from omnigent.errors import OmnigentError, ServerUnreachable, Unauthorized
 
 
@@ -42,11 +42,12 @@ def running(home: Path) -> Client | None:
     record = server_record(home)
     if record is None:
         return None
-    client = Client(str(record["url"]), read_token(home), patience=0)
+    client = Client(str(record["url"]), read_token(home), via="cli", patience=0, timeout=HEALTH_TIMEOUT)
     try:
         health = client.health()
     except OmnigentError:
         return None
+    client.timeout = ANSWER_TIMEOUT
     return client if health.get("status") == "ok" else None
 
 
@@ -74,4 +75,6 @@ def _remote(url: str, patience: float) -> Client:
     token = named or (read_token(home_path()) if local else "")
     if not token:
         raise Unauthorized(f"There is no token for {parts.netloc}.", hint="Set OMNIGENT_TOKEN to yours.")
-    return Client(parts._replace(path="", query="", fragment="").geturl(), token, patience=patience)
+    return Client(
+        parts._replace(path="", query="", fragment="").geturl(), token, via="cli", patience=patience
+    )

@@ -62,11 +62,10 @@ def run(options: argparse.Namespace) -> int:
 
 def workspace_of(named: str) -> str:
     """The absolute path of a workspace. Raises `WorkspaceMissing`."""
-    path = Path(named).expanduser()
     try:
-        real = path.resolve(strict=True)
+        real = Path(named).expanduser().resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        hint = "A `~` must stand outside quotes." if "~" in str(path) else f"mkdir -p {named}"
+        hint = "No user has that home; is it quoted?" if "~" in named else f"mkdir -p {named}"
         raise WorkspaceMissing(f"There is no directory {named}.", hint=hint) from error
     if not real.is_dir():
         raise WorkspaceMissing(f"{named} is not a directory.", hint="Name the directory it is in with -C.")

@@ -102,13 +102,15 @@ def carried(history: History) -> Carried:
 
 
 def _messages(history: History) -> Iterator[JSON]:
-    """As the Messages API has it: what the assistant said and called is one message, the results follow."""
+    """As the Messages API has it: what the assistant said and called is one message, its result the next.
+
+    Each call gets a pair of its own, as it isn't known which were made at once.
+    """
     said: list[JSON] = []
     results: list[JSON] = []
     count = 0
     for entry in history.entries:
-        opens = isinstance(entry, UserMessage) or (isinstance(entry, AssistantMessage) and results)
-        if opens and (said or results):
+        if results or isinstance(entry, UserMessage):
             yield from _turn(said, results, count)
             count += 1
             said, results = [], []

@@ -87,6 +87,8 @@ TOOLS: dict[str, ToolRow] = {
     "request_user_input_async": _HARMLESS,
     "clock__sleep": _HARMLESS,
     "clock__curr_time": _HARMLESS,
+    # Finds the descriptions of tools of this table that are kept back to save room.
+    "tool_search": _HARMLESS,
     # Offered without an MCP server too, where there is nothing to list or read.
     "list_mcp_resources": _HARMLESS,
     "list_mcp_resource_templates": _HARMLESS,
@@ -109,7 +111,6 @@ TOOLS: dict[str, ToolRow] = {
     "create_goal": _OFF,
     "update_goal": _OFF,
     "request_permissions": _OFF,
-    "tool_search": _OFF,
     "web_search": _HOSTED,
     "image_generation": _HOSTED,
 }

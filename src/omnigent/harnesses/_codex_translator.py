@@ -317,9 +317,7 @@ class CodexTranslator:
             return []
         self.turns[thread] = turn
         self._met.add(thread)
-        if self._interrupting:
-            return self._stop(thread)
-        if thread != self.thread:
+        if thread != self.thread or self._interrupting:
             return []
         self._ending = None
         unsent, self._unsent = self._unsent, []
@@ -539,7 +537,9 @@ class CodexTranslator:
         match method:
             case "turn/started":
                 turn = str(table(params.get("turn")).get("id") or "")
-                return self._woken(thread, turn) + self._running(thread, turn)
+                out = self._woken(thread, turn) + self._running(thread, turn)
+                # An interrupt is refused until the turn has really started.
+                return out + (self._stop(thread) if self._interrupting else [])
             case "turn/completed":
                 return self._turn_over(thread, table(params.get("turn")))
             case "item/started" | "item/completed":

@@ -106,6 +106,8 @@ class PiTranslator:
     """Counts the model's answers, as a part of the keys of their blocks."""
     blocks: dict[str, str] = field(default_factory=dict[str, str])
     """Open blocks of the streaming answer: key → `text` or `thinking`."""
+    breaks: dict[str, str] = field(default_factory=dict[str, str])
+    """Line breaks at the end of a reasoning, so far."""
 
     def step(self, given: Input) -> list[Output]:
         match given:
@@ -355,14 +357,23 @@ class PiTranslator:
         key = f"{self.answer}:{event.get('contentIndex')}"
         if what == "delta":
             self.blocks[key] = stream
-            return self.book.say(key, str(event.get("delta", "")), _STREAMS[stream])
+            return self._say(key, stream, str(event.get("delta", "")))
         if what == "end" and key in self.blocks:
             del self.blocks[key]
-            if stream == "thinking":  # on Responses its `content` lacks line breaks that the deltas had
+            if stream == "thinking":
                 return self.book.finish_reasoning(key)
             content = event.get("content")
             return self.book.finish(key, content if isinstance(content, str) else None)
         return []
+
+    def _say(self, key: str, stream: str, delta: str) -> list[Output]:
+        """On Responses each part of a reasoning ends with line breaks: kept only between two parts."""
+        if stream == "text":
+            return self.book.say(key, delta)
+        text = self.breaks.pop(key, "") + delta
+        whole = text.rstrip("\n")
+        self.breaks[key] = text[len(whole) :]
+        return self.book.say(key, whole, "reasoning")
 
     def message_ended(self, message: JSON) -> list[Output]:
         body = _object(message.get("message"))
@@ -378,6 +389,7 @@ class PiTranslator:
                 cut = "interrupted" if self.turn.interrupting else "lost"
                 out += self.book.finish(key, status="complete" if whole else cut)
         self.blocks.clear()
+        self.breaks.clear()
         return out + self._usage(body)
 
     def _usage(self, message: JSON) -> list[Output]:
@@ -467,8 +479,6 @@ class PiTranslator:
         tail = given.stderr_tail
         return self.book.end(TurnFailed(code="agent_exited", detail=detail, stderr_tail=tail))
 
-
-_STREAMS = {"text": "text", "thinking": "reasoning"}
 
 _HEARD: dict[str, Callable[[PiTranslator, JSON], list[Output]]] = {
     "response": PiTranslator.hear_response,

@@ -369,7 +369,6 @@ class SqliteLog:
         """Run one job in its savepoint. A failure is its own, unless the disk's: then the batch fails."""
         assert job.run is not None
         self._db.execute("SAVEPOINT job")
-        mark = self._writer.mark()
         try:
             result = job.run(self._writer)
         except sqlite3.OperationalError:
@@ -377,7 +376,6 @@ class SqliteLog:
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is belongs to who asked
             self._db.execute("ROLLBACK TO job")
             self._db.execute("RELEASE job")
-            self._writer.back_to(mark)
             if not isinstance(error, OmnigentError):
                 self._writer.forget()
             return _Done(job.future, error=error)

@@ -107,15 +107,6 @@ class Writer:
         self._news: list[tuple[str, int, list[Event]]] = []
         self._gone: list[str] = []
 
-    def mark(self) -> tuple[int, int]:
-        """Where the news stand, for `back_to`."""
-        return len(self._news), len(self._gone)
-
-    def back_to(self, mark: tuple[int, int]) -> None:
-        """Unsay what was told since: its savepoint was rolled back."""
-        del self._news[mark[0] :]
-        del self._gone[mark[1] :]
-
     def take_news(self) -> tuple[list[tuple[str, int, list[Event]]], list[str]]:
         """(session, head, events) stored, and sessions deleted, since the last call."""
         news, gone = self._news, self._gone
@@ -382,6 +373,7 @@ class Writer:
         self._db.execute("INSERT OR REPLACE INTO producer VALUES (?, ?, ?)", (session_id, producer, last))
         self._record(command, session_id, numbers.seq)
         self._remember(state)
+        # Last, for what fails after it would have been told.
         self._news.append((session_id, numbers.seq, events))
         return Appended(events, numbers.seq, last)
 

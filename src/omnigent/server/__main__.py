@@ -5,6 +5,7 @@ On a failure it writes `error: …` and `hint: …` lines on stderr and exits wi
 
 import argparse
 import asyncio
+import errno
 import gc
 import http.client
 import json
@@ -59,13 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("omnigent.server", description="The Omnigent server of one home.")
-    parser.add_argument(
-        "--home", type=Path, default=home_path(), help="default: $OMNIGENT_HOME or ~/.omnigent"
-    )
+    parser.add_argument("--home", type=Path, default=home_path(), help="default: ~/.omnigent")
     parser.add_argument("--host", help="default: server.host of config.yaml, else 127.0.0.1")
-    parser.add_argument(
-        "--port", type=int, help="default: server.port of config.yaml, else 6767; 0: a free one"
-    )
+    parser.add_argument("--port", type=int, help="default: server.port, else 6767; 0: a free one")
     return parser.parse_args(arguments)
 
 
@@ -186,11 +183,11 @@ def _listen(home: Path, config: Config, host: str | None, port: int | None) -> s
 
 def _taken(home: Path, host: str, port: int, error: OSError) -> OmnigentError:
     detail = f"Port {port} on {host} can't be used: {error.strerror}."
-    if isinstance(error, OSError) and error.errno == 98:
+    if error.errno == errno.EADDRINUSE:
         detail = f"Port {port} on {host} is taken by {_holder(home, host, port)}."
     return Conflict(
         detail,
-        hint=f"Set `server.port` in {home / 'config.yaml'} (e.g. `server: {{port: {port + 1}}}`), or use --port.",
+        hint=f"Set `server.port` in {home / 'config.yaml'}, e.g. `server: {{port: {port + 1}}}` (or --port).",
         port=port,
     )
 

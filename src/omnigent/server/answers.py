@@ -91,7 +91,7 @@ async def read_model[Model: BaseModel](request: Request, model: type[Model]) -> 
 
 
 async def read_union[T](request: Request, adapter: TypeAdapter[T], limit: int) -> T:
-    """The body as one of a tagged union. Raises `Malformed` (with `allowed` for an unknown tag), `TooLarge`."""
+    """The body as one of a tagged union. Raises `Malformed` (`allowed` for an unknown tag), `TooLarge`."""
     body = await read_body(request, limit)
     try:
         return adapter.validate_json(body)

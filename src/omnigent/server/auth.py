@@ -91,7 +91,7 @@ class Door:
         if device is None:
             detail = "The token is unknown or was revoked." if token else "This needs a bearer token."
             raise Unauthorized(
-                detail, hint="Send `Authorization: Bearer TOKEN`; yours is in $OMNIGENT_HOME/token."
+                detail, hint="Send `Authorization: Bearer TOKEN`; it is in $OMNIGENT_HOME/token."
             )
         via = headers.get(b"x-omnigent-via", b"api").decode("latin-1")
         return _caller_of(device.id, device.name, via if via in _VIAS else "api")

@@ -58,7 +58,7 @@ class Devices:
         except (OSError, ValueError, TypeError) as error:
             raise HomeUnusable(
                 f"{home}: the device list can't be used: {error}.",
-                hint=f"Make {self._path.name} and {self._token_path.name} yours; or delete both for new ones.",
+                hint=f"Make {self._path.name} and {self._token_path.name} yours, or delete both.",
             ) from error
 
     def find(self, token: str) -> Device | None:

@@ -237,8 +237,8 @@ class Problem(TypedDict):
 _SHAPES: dict[str, Any] = {
     shape.__name__: shape
     for shape in (
-        CommandAnswer, DeviceList, Draining, Event, EventPage, HarnessList, Health, Inbox, ItemPage, NewDevice,
-        Problem, Session, SessionList,
+        CommandAnswer, DeviceList, Draining, Event, EventPage, HarnessList, Health, Inbox, ItemPage,
+        NewDevice, Problem, Session, SessionList,
     )
 }  # fmt: skip
 _BODIES: dict[str, Any] = {"Command": Command} | {

@@ -191,10 +191,9 @@ async def _event_page(
     full = len(events) == count
     # A page that isn't full has seen everything up to the head (or to `before`).
     last = events[-1].seq if events and (full or backward) else min(head, (before or head + 1) - 1)
+    older = first if first > 1 else None
     more = full and (first > (after or 0) + 1 if backward else last < min(head, (before or head + 1) - 1))
-    return Response(
-        _page(events, last, first if first > 1 else None, head, more), media_type="application/json"
-    )
+    return Response(_page(events, last, older, head, more), media_type="application/json")
 
 
 def _page(events: list[Event], last: int, first: int | None, head: int, more: bool) -> bytes:

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from starlette.responses import Response
@@ -97,11 +97,7 @@ class Stream(Response):
         left = loop.create_task(_left(receive))
         self._streams.add(self)
         try:
-            while not (
-                await asyncio.wait(
-                    {pump, left, self._over}, timeout=PING_SECONDS, return_when="FIRST_COMPLETED"
-                )
-            )[0]:
+            while not await _any({pump, left, self._over}, PING_SECONDS):
                 await self._ping(send, loop.time())
         finally:
             self._streams.discard(self)
@@ -142,6 +138,11 @@ def _reason(over: asyncio.Future[End], pump: asyncio.Task[None]) -> End:
             return "shutdown"
         case _:
             raise error
+
+
+async def _any(futures: set[asyncio.Future[Any]], seconds: float) -> bool:
+    done, _ = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
 
 
 async def _left(receive: Receive) -> None:

@@ -130,7 +130,8 @@ class HarnessSuite:
 
     def record(self, name: str, needs: tuple[str, ...], outcome: str) -> None:
         if folder := os.environ.get(RESULTS):
-            path = Path(folder) / self.harness / f"{name}.json"
+            # A class per tested version: a case that fails on one of them is a failed case.
+            path = Path(folder) / self.harness / f"{type(self).__name__}.{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"case": name, "needs": needs, "outcome": outcome}) + "\n")
 
@@ -577,10 +578,10 @@ class HarnessSuite:
             ready = await rig.open(native_ref=ref)
             assert ready.how == "native_resume"
             assert (await rig.turn("and after that?")).text == "went on"
-            told = [item for item in history_of(rig.requests()[-1]) if item.role != "system"]
+            told = [item for item in history_of(rig.requests()[-1]) if item.role == "user"]
             for part in ("something to know: 77", "begin it", "noted-12", "and after that?"):
-                kinds = [item.kind for item in told if part in item.text and item.kind != "call"]
-                assert len(kinds) == 1, f"{part!r} is told {len(kinds)} times"
+                times = sum(part in item.text for item in told)
+                assert times == 1, f"{part!r} is told {times} times"
             assert (rig.workspace / "ran").read_text() == "x\n"
 
     @case("seeds_history")
@@ -684,8 +685,10 @@ def _picture() -> Image:
 
 PICTURE = _picture()
 LONG = 300_000
-MARKS = ["first-words-31", "found-it-32", "ls-33", "listed-34", "cat-35", "dump-36"]
-MARKS += ["summed-37", "again-38", "sleep-39"]
+MARKS = [
+    *("first-words-31", "found-it-32", "ls-33", "listed-34", "cat-35"),
+    *("dump-36", "summed-37", "again-38", "sleep-39"),
+]
 SEED = History(
     entries=(
         UserMessage(text="first-words-31", images=(PICTURE,)),

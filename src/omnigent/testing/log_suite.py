@@ -710,6 +710,16 @@ class LogSuite:
         with pytest.raises(NotFound):
             await log.head("ses_f")
 
+    async def test_a_fork_that_fails_leaves_nothing(self, log: Log) -> None:
+        await busy_session(log, "ses_a", 30)
+        with pytest.raises(Malformed):
+            await log.fork("ses_a", 20, "ses_f", [said("fine", "msg_1"), _too_large_a_number()])
+        with pytest.raises(NotFound):
+            await log.head("ses_f")
+        await log.fork("ses_a", 10, "ses_f", [said("fine", "msg_1")])
+        assert (await read_all(log, "ses_f"))[:10] == (await read_all(log, "ses_a"))[:10]
+        await check_folded(log, "ses_f")
+
     async def test_a_fork_has_its_own_epoch_and_producers(self, log: Log) -> None:
         await log.create("ses_a", [created()])
         await log.append("ses_a", [said("x")], producer="run_1", first=1)
