@@ -23,10 +23,14 @@ class Blobs:
             return name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).rename(path)
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).rename(path)
+            except OSError:
+                Path(file.name).unlink(missing_ok=True)
+                raise
         return name
 
     def get(self, name: str) -> bytes:

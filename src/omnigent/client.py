@@ -425,6 +425,8 @@ class Follow:
         raise StopIteration
 
     def close(self) -> None:
+        if self._response:
+            self._response.close()
         if self._connection:
             self._connection.close()
         self._connection, self._response, self._parser = None, None, FrameParser()
@@ -480,11 +482,11 @@ class Follow:
         return True
 
     def _end(self, reason: str) -> None:
+        self.close()
         if reason == "revoked":
             raise Unauthorized("This device's access was revoked.", hint="Ask the owner for a new link.")
         if reason == "deleted":
             self._over = True
-        self.close()
         self._attempt = 1  # `shutdown`, `lagging`: come back, though not at once
 
 

@@ -115,13 +115,19 @@ def load_config(home: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{path} can't be read: {error}.") from error
     except yaml.YAMLError as error:
-        raise ConfigInvalid(f"{path} is no YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)  # the error's own text would show the line
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise ConfigInvalid(f"{path}{where} is no YAML: {problem}.") from None
     return parse_config(raw if raw is not None else {}, str(path))
 
 
 def parse_config(raw: object, where: str = "config") -> Config:
     """The file's shape → `Config`. Raises `ConfigInvalid`."""
     sections = _mapping(raw, where)
+    for name in ("harness", "harnesses"):
+        if name in sections:
+            raise ConfigInvalid(f"{where}: {name}: unknown.", hint="Defaults go under `defaults:`.")
     per_harness = _mapping(sections.pop("defaults", None) or {}, f"{where}: defaults")
     if "harness" in per_harness:
         sections["harness"] = per_harness.pop("harness")
@@ -130,8 +136,16 @@ def parse_config(raw: object, where: str = "config") -> Config:
         return Config.model_validate(sections)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(_place(first["loc"]))
         raise ConfigInvalid(f"{where}: {place}: {first['msg']}.") from error
+
+
+def _place(loc: tuple[int | str, ...]) -> list[str]:
+    """Where it stands in the file, which has `defaults` for `harness` and `harnesses`."""
+    parts = [str(part) for part in loc]
+    if parts[:1] == ["harness"]:
+        return ["defaults", *parts]
+    return ["defaults", *parts[1:]] if parts[:1] == ["harnesses"] else parts
 
 
 def _mapping(raw: object, where: str) -> dict[str, Any]:

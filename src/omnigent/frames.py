@@ -11,7 +11,7 @@ import json
 import struct
 from typing import Any, cast
 
-from omnigent.events import BODIES, JSON, SYSTEM, Actor, Draft, decode_body, encode_body
+from omnigent.events import BODIES, JSON, SYSTEM, Actor, Draft, encode_body
 
 MAX_FRAME = 256 * 1024 * 1024
 """Bytes; larger is a protocol error. A launch carries a whole history with its images."""
@@ -52,7 +52,7 @@ def unpack_draft(raw: dict[str, Any], harness: str, run: str) -> Draft:
     """Raises pydantic's `ValidationError` for a body that isn't one of ours, `KeyError` for an unknown kind."""
     actor = Actor(kind="agent", id=harness, via="runner") if raw["agent"] else SYSTEM
     return Draft(
-        body=decode_body(raw["kind"], raw["body"]) if raw["kind"] in BODIES else _unknown(raw["kind"]),
+        body=BODIES[raw["kind"]].model_validate(raw["body"]),
         item_id=raw["item_id"],
         parent_item_id=raw["parent_item_id"],
         turn_id=raw["turn_id"],
@@ -60,7 +60,3 @@ def unpack_draft(raw: dict[str, Any], harness: str, run: str) -> Draft:
         actor=actor,
         run=run,
     )
-
-
-def _unknown(kind: str) -> Any:
-    raise KeyError(f"runner sent an event of unknown kind {kind!r}")

@@ -6,6 +6,7 @@ only the two know. What a runner is bound to is a lease row, so that a server th
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,8 +24,8 @@ from pydantic import ValidationError
 from omnigent import frames, processes
 from omnigent.blobs import Blobs
 from omnigent.config import child_environment
-from omnigent.errors import Fenced, Gap, OmnigentError
-from omnigent.events import JSON, Draft
+from omnigent.errors import Fenced, Gap, HomeUnusable, NotFound, OmnigentError
+from omnigent.events import JSON, Draft, NoticeRaised, canonical, encode_body
 from omnigent.log import Lease, Log
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class _Handle:
     lease: Lease | None = None
     harness: str = ""
     launch: JSON | None = None
-    """To be sent at its hello."""
+    """Sent at every hello until the runner has said something as this session's."""
     writer: asyncio.StreamWriter | None = None
     heard_at: float = 0.0
     process: asyncio.subprocess.Process | None = None
@@ -99,7 +100,7 @@ class RunnerHub:
 
     async def start(self) -> list[str]:
         """Listen, and take up the leases of an earlier server. The sessions whose runner may come back."""
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self._path.parent)
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, self._path, limit=2**20)
         self._path.chmod(0o600)
@@ -163,12 +164,10 @@ class RunnerHub:
         )
         await self._log.put_lease(lease)
         handle.lease, handle.harness, handle.heard_at = lease, frame["harness"], self._loop.time()
+        handle.launch = frame
         self._by_session[session_id] = handle
         self._nobody.clear()
-        if handle.writer is not None:
-            handle.writer.write(frames.pack(frame))
-        else:
-            handle.launch = frame
+        self._write(handle, frame)
 
     async def warm(self) -> None:
         """Have one unbound runner ready, so that the next agent starts without waiting for ours."""
@@ -223,7 +222,7 @@ class RunnerHub:
             while (frame := await frames.read_frame(reader)) is not None:
                 handle.heard_at = self._loop.time()
                 await self._hear(handle, frame)
-        except Fenced:
+        except (Fenced, NotFound):  # NotFound: its session was deleted
             writer.write(frames.pack({"type": "fenced"}))
         except (OmnigentError, ValidationError, KeyError):
             logger.exception("a runner's frame could not be taken; its link is closed so that it tells again")
@@ -242,18 +241,20 @@ class RunnerHub:
             return None
         lease = handle.lease
         bound = hello.get("session_id")
-        if bound is not None and (
-            lease is None or (bound, hello.get("epoch")) != (lease.session_id, lease.epoch)
-        ):
+        if bound is None:  # one that was leased by an earlier server, and whose launch was lost with it
+            return None if lease is not None and handle.launch is None else handle
+        if lease is None or (bound, hello.get("epoch")) != (lease.session_id, lease.epoch):
             return None
         return handle
 
     async def _greet(self, handle: _Handle, hello: JSON) -> None:
-        if handle.launch is not None:
-            self._write(handle, handle.launch)
+        lease = handle.lease
+        if hello.get("session_id") is None:
+            if handle.launch is not None:
+                self._write(handle, handle.launch)
+        elif lease is not None:
             handle.launch = None
-        elif handle.lease is not None and hello.get("session_id"):
-            lease = handle.lease
+            handle.harness = handle.harness or hello.get("harness") or ""
             known = await self._log.append(lease.session_id, [], producer=lease.run, epoch=lease.epoch)
             self._write(handle, {"type": "resume", "acked": known.acked})
 
@@ -264,11 +265,10 @@ class RunnerHub:
         ear = await self._listen(lease.session_id)
         match frame["type"]:
             case "events":
+                handle.launch = None
                 for data in frame["blobs"].values():
                     await asyncio.to_thread(self._blobs.put, base64.b64decode(data))
-                drafts = [
-                    frames.unpack_draft(raw, handle.harness or "agent", lease.run) for raw in frame["drafts"]
-                ]
+                drafts = [_draft(raw, handle.harness or "agent", lease.run) for raw in frame["drafts"]]
                 acked = await self._ingest(ear, lease, frame["first"], drafts)
                 self._write(handle, {"type": "ack", "acked": acked})
             case "deltas":
@@ -313,8 +313,21 @@ class RunnerHub:
             del self._by_session[lease.session_id]
         if not self._by_session:
             self._nobody.set()
-        ear = await self._listen(lease.session_id)
-        await ear.gone(lease.epoch)
+        with contextlib.suppress(NotFound):  # deleted meanwhile
+            ear = await self._listen(lease.session_id)
+            await ear.gone(lease.epoch)
+
+
+def _draft(raw: JSON, harness: str, run: str) -> Draft:
+    """A runner's event; in the place of one that can't be stored, a notice: refused, it would come for ever."""
+    try:
+        draft = frames.unpack_draft(raw, harness, run)
+        canonical(encode_body(draft.body))
+    except (ValidationError, KeyError, ValueError) as error:
+        detail = f"The runner sent an event ({raw['kind']}) that can't be stored: {type(error).__name__}."
+        logger.error("%s", detail)
+        return Draft(NoticeRaised(code="bad_event", level="error", detail=detail), run=run)
+    return draft
 
 
 async def _end_of(pid: int, started: int) -> None:
@@ -335,6 +348,14 @@ async def _end_of(pid: int, started: int) -> None:
             os.close(descriptor)
     while processes.alive(pid, started):  # macOS has no pidfd  # noqa: ASYNC110
         await asyncio.sleep(POLL_SECONDS)
+
+
+def _make_private(directory: Path) -> None:
+    """Raises `HomeUnusable` if it is another's: in a shared temp directory anybody may have made it first."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+        raise HomeUnusable(f"{directory} belongs to somebody else.", hint="Remove it, or set TMPDIR.")
+    directory.chmod(0o700)
 
 
 def socket_path(home: Path) -> Path:

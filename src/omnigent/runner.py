@@ -176,6 +176,7 @@ class Link:
             self._writer, self.away_since = None, loop.time()
             writer.close()
             on_lost()
+            await asyncio.sleep(0.1)  # a server that refuses us at once is not asked without pause
 
 
 class Runner:
@@ -241,6 +242,7 @@ class Runner:
             "session_id": bound.get("session_id"),
             "run": bound.get("run"),
             "epoch": bound.get("epoch"),
+            "harness": bound.get("harness"),
         }
 
     def _on_frame(self, frame: JSON) -> None:

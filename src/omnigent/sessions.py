@@ -24,7 +24,7 @@ from omnigent.errors import (
     Malformed,
     MissingBinary,
     NotFound,
-    OmnigentError,
+    TooLarge,
 )
 from omnigent.events import JSON, Actor, Draft
 from omnigent.ids import Clock, NewId
@@ -33,7 +33,7 @@ from omnigent.log import CommandRecord, ListQuery, Log, open_log
 from omnigent.providers import choose
 from omnigent.registry import harness as find_harness
 from omnigent.registry import harness_name, harness_names
-from omnigent.session import House, Session
+from omnigent.session import LONGEST_PROMPT, House, Session
 from omnigent.views import SessionProjector, SessionView
 
 logger = logging.getLogger(__name__)
@@ -129,13 +129,15 @@ class Sessions:
             self._open[session_id] = task
         try:
             return await asyncio.shield(task)
-        except OmnigentError:
-            self._open.pop(session_id, None)
-            raise
+        finally:
+            if task.done() and (task.cancelled() or task.exception() is not None):
+                self._open.pop(session_id, None)
 
     async def _load(self, session_id: str) -> Session:
         view = cast(SessionView, await self.log.view(session_id))
-        return Session(self._house, view)
+        session = Session(self._house, view)
+        session.draining = self.draining
+        return session
 
     async def describe(self, session_id: str) -> JSON:
         """The session object of the API."""
@@ -248,10 +250,8 @@ class Sessions:
             drafts += self._first_prompt(request.prompt, actor)
         record = CommandRecord(ORG, key, record.request_sha256, {"session_id": session_id})
         appended = await self.log.create(session_id, drafts, command=record)
-        if not appended.events:  # somebody else's request with this key came first
-            replayed = await self.log.command(ORG, key)
-            assert replayed is not None
-            return await self.describe(replayed.answer["session_id"]), True
+        if appended.replay is not None:  # somebody else's request with this key came first
+            return await self.describe(appended.replay.answer["session_id"]), True
         session = await self.get(session_id)
         if request.prompt is not None:
             await session.begin()
@@ -260,6 +260,8 @@ class Sessions:
     def _first_prompt(self, prompt: str, actor: Actor) -> list[Draft]:
         if not prompt.strip():
             raise Malformed("The prompt is empty.", hint="Give it some text.")
+        if len(prompt.encode()) > LONGEST_PROMPT:
+            raise TooLarge("The prompt is longer than 1 MB.", hint="Put it in a file and name the file.")
         message_id, turn_id = self._house.new_id("msg"), self._house.new_id("turn")
         content = (ev.TextPart(text=prompt),)
         return [
@@ -317,7 +319,11 @@ class Sessions:
             share_workspace=request.share_workspace,
         )
         record = CommandRecord(ORG, key, record.request_sha256, {"session_id": session_id})
-        await self.log.fork(parent_id, at_seq, session_id, [Draft(body, actor=actor)], command=record)
+        appended = await self.log.fork(
+            parent_id, at_seq, session_id, [Draft(body, actor=actor)], command=record
+        )
+        if appended.replay is not None:
+            return await self.describe(appended.replay.answer["session_id"]), True
         return await self.describe(session_id), False
 
     def _fork_workspace(
@@ -380,7 +386,7 @@ class Sessions:
         """Store an exported session as it is, read-only. Raises `Malformed`, `Conflict`."""
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                lines = archive.read("events.jsonl").decode().splitlines()
+                lines = archive.read("events.jsonl").decode().split("\n")  # a text may hold U+2028
                 events = [ev.parse_event(line) for line in lines if line]
                 blobs = {n: archive.read(n) for n in archive.namelist() if n.startswith("blobs/")}
         except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:

@@ -5,6 +5,7 @@ and stash are never touched. Nothing here deletes.
 """
 
 import os
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -49,16 +50,18 @@ def checkpoint(workspace: Path, session_id: str, last: Checkpoint | None) -> Che
         return None
     head = _git(workspace, "rev-parse", "--verify", "-q", "HEAD") or ""
     with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        if head and _git(workspace, "read-tree", head, env=index) is None:
+        copy = Path(scratch) / "index"
+        index = {"GIT_INDEX_FILE": str(copy)}
+        if not _copy_index(workspace, copy) and head and _git(workspace, "read-tree", head, env=index) is None:
             return None
-        if _git(Path(top), "add", "-A", env=index) is None:
+        if _git(Path(top), "add", "-A", env=index | _unfiltered(workspace)) is None:
             return None
         tree = _git(workspace, "write-tree", env=index)
     before = last.tree if last else head
     if not tree or (before and _git(workspace, "rev-parse", f"{before}^{{tree}}") == tree):
         return None
-    parents = ("-p", head) if head else ()
+    known = [commit for commit in (head, last.tree if last else "") if commit and _has(workspace, commit)]
+    parents = [option for commit in known for option in ("-p", commit)]  # the one ref keeps all checkpoints
     commit = _git(
         workspace, "commit-tree", tree, *parents, "-m", f"checkpoint of {session_id}", env=_IDENTITY
     )
@@ -73,6 +76,8 @@ def fork(workspace: Path, session_id: str, home: Path, at: Checkpoint | None) ->
     Raises `WorkspaceMissing` where there is no repository to branch from.
     """
     top = _git(workspace, "rev-parse", "--show-toplevel")
+    if at is not None and not _has(workspace, at.tree):
+        at = None  # of another repository, or pruned
     commit = at.tree if at else _git(workspace, "rev-parse", "--verify", "-q", "HEAD")
     if top is None or not commit:
         raise WorkspaceMissing(
@@ -81,23 +86,56 @@ def fork(workspace: Path, session_id: str, home: Path, at: Checkpoint | None) ->
         )
     target = home / "worktrees" / session_id
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _git(Path(top), "worktree", "add", "--detach", str(target), commit) is None:
+    plain = _unfiltered(workspace)
+    if _git(Path(top), "worktree", "add", "--detach", str(target), commit, env=plain) is None:
         raise WorkspaceMissing(f"git couldn't make a work tree of {workspace} at {commit[:12]}.")
-    if at:
-        base = at.head or _EMPTY_TREE
-        _git(target, "reset", "--soft" if at.head else "--mixed", base)
-        if at.head:
-            _git(target, "reset", "-q")
+    if at and at.head:
+        _git(target, "reset", "-q", "--soft", at.head)
+        _git(target, "reset", "-q", env=plain)
+    elif at:  # before a first commit: the files on a branch not yet born, none of them staged
+        _git(target, "symbolic-ref", "HEAD", f"refs/heads/omnigent-{session_id}")
+        _git(target, "read-tree", "--empty")
     return target / workspace.resolve().relative_to(Path(top).resolve())
 
 
-_EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+def _has(workspace: Path, commit: str) -> bool:
+    return _git(workspace, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+
+
+def _copy_index(workspace: Path, copy: Path) -> bool:
+    """Start from the person's index: with what it knows of each file only changed ones are read."""
+    path = _git(workspace, "rev-parse", "--git-path", "index")
+    try:
+        shutil.copyfile(workspace / (path or ""), copy)
+    except OSError:
+        return False
+    return True
+
+
+def _unfiltered(workspace: Path) -> dict[str, str]:
+    """Variables that switch off the filters of the repository's own configuration.
+
+    A filter is a program, and the agent may write that configuration: run here, it would run past the gate.
+    """
+    shown = _git(workspace, "config", "-z", "--show-scope", "--name-only", "--get-regexp", r"^filter\.")
+    fields = (shown or "").split("\0")
+    names = [name for scope, name in zip(fields[::2], fields[1::2], strict=False) if scope in _UNTRUSTED]
+    variables = {"GIT_CONFIG_COUNT": str(len(names))}
+    for number, name in enumerate(names):
+        variables[f"GIT_CONFIG_KEY_{number}"] = name
+        variables[f"GIT_CONFIG_VALUE_{number}"] = "false" if name.endswith(".required") else ""
+    return variables
+
+
+_UNTRUSTED = ("local", "worktree")
 
 
 def _git(where: Path, *argv: str, env: dict[str, str] | None = None) -> str | None:
-    """Its output, or None if it failed."""
-    environment = {**os.environ, **(env or {}), "GIT_OPTIONAL_LOCKS": "0"}
-    command = ("git", "-c", "core.hooksPath=/dev/null", "-C", str(where), *argv)
+    """Its output, or None if it failed. Runs no program that the repository's configuration names."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = {**inherited, **(env or {}), "GIT_OPTIONAL_LOCKS": "0"}
+    safe = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+    command = ("git", *safe, "-C", str(where), *argv)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=60, check=False

@@ -41,8 +41,8 @@ def digest(actions: Sequence[Action]) -> str:
 def decide(call: ToolRequested, state: State) -> Verdict:
     """The strictest verdict over the call's actions, then the session's approvals mode and grants."""
     verdicts = [_judge(action) for action in call.actions]
-    if not verdicts:
-        verdicts = [Verdict("ask", ("builtin.doubt",), f"{call.tool} isn't understood.")]
+    if not verdicts or call.parsed != "full":
+        verdicts.append(Verdict("ask", ("builtin.doubt",), f"{call.tool} isn't fully understood."))
     verdict = max(verdicts, key=lambda v: _STRICTNESS[v.decision])
     if verdict.decision != "ask" or digest(call.actions) in state.grants:
         return verdict if verdict.decision == "deny" else Verdict("allow")
