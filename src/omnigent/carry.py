@@ -92,7 +92,7 @@ def _call(item: JSON, blob: GetBlob) -> ToolCall:
         blob(output["blob"]).decode(errors="replace") if output.get("blob") else output.get("text", "")
     )
     status: str = item["status"]
-    outcome = cast(Outcome, status if status in ("ok", "error", "denied", "cancelled") else "unknown")
+    outcome: Outcome = status if status in ("ok", "error", "denied", "cancelled") else "unknown"
     if not text:
         text = item.get("reason") or _WORDS.get(outcome, "")
     raw: str = item["raw"]

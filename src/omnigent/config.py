@@ -49,6 +49,13 @@ class Provider(_Section):
     """The context window of its models, in tokens: a longer history is trimmed before it is handed over."""
 
 
+class McpServerSection(_Section):
+    """A stdio tool server that every session's agent is given, where its harness can take it."""
+
+    command: tuple[str, ...] = Field(min_length=1)
+    environment: dict[str, str] = {}
+
+
 class Listen(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=6767, ge=0, le=65535)
@@ -82,6 +89,7 @@ class Config(_Section):
     """Per-harness defaults (`defaults.<harness>` in the file)."""
     runner: RunnerSettings = RunnerSettings()
     approvals: ApprovalSettings = ApprovalSettings()
+    mcp_servers: dict[str, McpServerSection] = {}
     environment: tuple[str, ...] = ()
     """Further variables an agent may see, beside the built-in allow-list."""
 

@@ -49,7 +49,7 @@ def pack_draft(draft: Draft, agent: bool) -> JSON:
 
 
 def unpack_draft(raw: dict[str, Any], harness: str, run: str) -> Draft:
-    """Raises pydantic's `ValidationError` for a body that isn't one of ours, `KeyError` for an unknown kind."""
+    """Raises pydantic's `ValidationError` for a body not one of ours, `KeyError` for an unknown kind."""
     actor = Actor(kind="agent", id=harness, via="runner") if raw["agent"] else SYSTEM
     return Draft(
         body=BODIES[raw["kind"]].model_validate(raw["body"]),

@@ -117,15 +117,18 @@ class RunnerHub:
     async def close(self) -> None:
         """Stop listening; runners are left to their grace."""
         self._closing = True
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        if self._spare is not None and self._spare.process is not None:
-            self._spare.process.terminate()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._server is not None:
             self._server.close()
         for handle in self._by_token.values():
             if handle.writer is not None:
                 handle.writer.close()
+        if self._spare is not None and self._spare.process is not None:
+            self._spare.process.terminate()
+            await self._spare.process.wait()
 
     # What a session asks of us.
 
@@ -319,7 +322,7 @@ class RunnerHub:
 
 
 def _draft(raw: JSON, harness: str, run: str) -> Draft:
-    """A runner's event; in the place of one that can't be stored, a notice: refused, it would come for ever."""
+    """A runner's event; for one that can't be stored a notice, since, refused, it would come for ever."""
     try:
         draft = frames.unpack_draft(raw, harness, run)
         canonical(encode_body(draft.body))

@@ -59,6 +59,7 @@ from omnigent.harnesses import (
     HarnessSession,
     Interrupt,
     Launch,
+    McpServer,
     NativeRef,
     Ping,
     Pong,
@@ -346,6 +347,10 @@ class Runner:
             environment={**frame["environment"], processes.MARKER: f"{frame['session_id']}:{frame['epoch']}"},
             native_ref=frame["native_ref"],
             history=history,
+            mcp_servers=tuple(
+                McpServer(raw["name"], tuple(raw["command"]), raw["environment"])
+                for raw in frame["mcp_servers"]
+            ),
         )
 
     def _start(self, launch: Launch) -> None:
@@ -612,7 +617,7 @@ class Runner:
         return away is not None and at - away >= grace
 
     async def _watch_stall(self, at: float) -> None:
-        """Silence counts only while nothing explains it: no tool, no question, no model call, no server away."""
+        """Silence counts only while nothing explains it: a tool, a question, a model call, no server."""
         busy = self._gateway is None or self._gateway.in_flight or self._calls or self._questions
         if self._turn is None or self._agent is None or busy or not self._link.connected:
             self._heard_at = at if not self._stalled else self._heard_at

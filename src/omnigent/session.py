@@ -354,7 +354,8 @@ class Session:
         except OmnigentError as error:
             await self._start_failed(f"{error.detail} {error.hint}".strip())
         except OSError as error:
-            await self._start_failed(f"The runner can't be started: {error.strerror or type(error).__name__}.")
+            reason = error.strerror or type(error).__name__
+            await self._start_failed(f"The runner can't be started: {reason}.")
 
     async def _start_failed(self, detail: str) -> None:
         if self._change is not None:
@@ -619,6 +620,10 @@ class Session:
             "dropped": dropped,
             "covers_seq": view.as_of_seq,
             "checkpoint": view.checkpoint and {k: view.checkpoint[k] for k in ("head", "tree")},
+            "mcp_servers": [
+                {"name": server, "command": list(row.command), "environment": row.environment}
+                for server, row in house.config.mcp_servers.items()
+            ],
             "grace_seconds": house.config.runner.grace_seconds,
             "stall_seconds": house.config.runner.stall_seconds,
         }

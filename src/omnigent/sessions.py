@@ -450,6 +450,7 @@ class Sessions:
     async def close(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
         await self.hub.close()
         await self.log.close()
 

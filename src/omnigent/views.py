@@ -307,9 +307,7 @@ class _Folder:
         }
         if body.message_id:
             view.queue = [entry for entry in view.queue if entry["id"] != body.message_id]
-            self._put(
-                "message", body.message_id, status="submitted", turn_id=event.turn_id, place=event.seq
-            )
+            self._put("message", body.message_id, status="submitted", turn_id=event.turn_id, place=event.seq)
 
     def _turn_ended(self, body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted) -> None:
         outcome = body.KIND.removeprefix("turn.")
@@ -392,8 +390,9 @@ class _Folder:
     def _delivered(self, item_id: str, as_: str) -> None:
         view = self.view
         self._leave_queue(item_id)
-        place = {"place": self.event.seq} if as_ == "steer" else {}
-        self._put("message", status="delivered", delivered_as=as_, turn_id=self.event.turn_id, **place)
+        now = self._put("message", status="delivered", delivered_as=as_, turn_id=self.event.turn_id)
+        if as_ == "steer":
+            now["place"] = self.event.seq
         if view.turn is not None and view.turn["message_id"] == item_id:
             view.turn = {**view.turn, "delivered": True}
         self._content_from(self.event.run)

@@ -23,7 +23,7 @@ _IDENTITY = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`head` is the commit checked out (empty before a first commit), `tree` a commit that holds all files."""
+    """`head` is the commit checked out (empty before the first), `tree` a commit that holds all files."""
 
     head: str
     tree: str
@@ -52,8 +52,8 @@ def checkpoint(workspace: Path, session_id: str, last: Checkpoint | None) -> Che
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "index"
         index = {"GIT_INDEX_FILE": str(copy)}
-        if not _copy_index(workspace, copy) and head and _git(workspace, "read-tree", head, env=index) is None:
-            return None
+        if not _copy_index(workspace, copy) and head:
+            _git(workspace, "read-tree", head, env=index)
         if _git(Path(top), "add", "-A", env=index | _unfiltered(workspace)) is None:
             return None
         tree = _git(workspace, "write-tree", env=index)

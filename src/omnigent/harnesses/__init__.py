@@ -79,6 +79,15 @@ class Binary:
 
 
 @dataclass(frozen=True, slots=True)
+class McpServer:
+    """A tool server the agent starts and speaks MCP with over stdio. It is the session's, not the vendor's."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """All an adapter needs to start an agent. No secret: the gateway holds the key."""
 
@@ -102,6 +111,8 @@ class Launch:
     history: History | None = None
     """Seed this history (only if `native_ref` is None)."""
     instructions: str = ""
+    mcp_servers: tuple[McpServer, ...] = ()
+    """Handed to a harness that `mcp_servers`; their tools pass the gate like any other."""
 
 
 @dataclass(frozen=True, slots=True)

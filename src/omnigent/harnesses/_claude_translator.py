@@ -140,6 +140,8 @@ class ClaudeTranslator:
         """Why the model API won't answer, when the turn is cut short for it."""
         self._held: dict[str, _Held] = {}
         self._allowed: dict[str, tuple[str, JSON]] = {}
+        self._denied: dict[str, str] = {}
+        """Calls denied at the gate, and why. Some versions tell it only of the main agent's."""
         self._questions: dict[str, _Held] = {}
         self._mentioned: dict[str, tuple[str, JSON]] = {}
         self._agents: dict[str, str] = {}
@@ -225,6 +227,7 @@ class ClaudeTranslator:
         if held is None:  # withdrawn meanwhile
             return []
         if not verdict.allow:
+            self._denied[held.call] = verdict.reason
             return [_hook_answer(held.request_id, "deny", verdict.reason or "Denied.")]
         return [*self._allow(held), *self._book.released(verdict.item_id)]
 
@@ -593,7 +596,9 @@ class ClaudeTranslator:
             out.append(Emit(asked.model_copy(update={"gated": False}), item, self._agents.get(agent)))
         item = self._items[call]
         ended = tools.completed(block, result, meta, self._stored)
-        if ended.outcome == "denied" and self._interrupting:
+        if call in self._denied:
+            ended = ToolCompleted(outcome="denied", reason=self._denied.pop(call))
+        elif ended.outcome == "denied" and self._interrupting:
             ended = ToolCompleted(outcome="cancelled")
         self._held.pop(item, None)
         for table in (self._mentioned, self._allowed):
@@ -660,7 +665,7 @@ class ClaudeTranslator:
         self._cancelling.clear()
         self._sent = {uuid: sent for uuid, sent in self._sent.items() if not sent.steer}
         running = self._agents_running()
-        for table in (self._held, self._allowed, self._questions, self._mentioned):
+        for table in (self._held, self._allowed, self._denied, self._questions, self._mentioned):
             table.clear()
         self._agents = {agent: item for agent, item in self._agents.items() if agent in running}
         self._items.clear()

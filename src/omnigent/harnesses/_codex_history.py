@@ -29,6 +29,12 @@ def carried(history: History) -> Carried:
     )
 
 
+def longest_output(history: History) -> int:
+    """Tokens, as Codex counts them (4 bytes each), of the longest output, and a few to spare."""
+    sizes = [len(entry.output.encode()) for entry in history.entries if isinstance(entry, ToolCall)]
+    return max(sizes, default=0) // 4 + 100
+
+
 def data_url(image: Image) -> str:
     return f"data:{image.media_type};base64,{image.data}"
 

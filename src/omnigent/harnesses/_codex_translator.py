@@ -80,12 +80,14 @@ from omnigent.harnesses._codex_tools import (
 from omnigent.history import Image
 from omnigent.ids import NewId
 
-TESTED = ("0.163.0", "0.169.0")
+TESTED: tuple[str, str] = ("0.163.0", "0.169.0")
 """The range the suite is run on, both ends included."""
 PROVIDER = "omnigent"
 KEY = "OMNIGENT_MODEL_KEY"
 """The variable with the placeholder; kept out of the shell that the agent uses."""
 
+_OUTPUT_TOKENS = 10_000
+"""To what Codex cuts a tool's output by itself."""
 _CLEANING = "cleaning"
 _CLEANING_SECONDS = 2.0
 """Seconds to wait for the last word on commands that an interrupt ended."""
@@ -838,10 +840,14 @@ def _thread_config(launch: Launch) -> JSON:
         "request_max_retries": 2,
         "stream_max_retries": 4,
     }
-    return {
+    config: JSON = {
         "model_providers": {PROVIDER: provider},
         "features": FEATURES,
         "web_search": "disabled",
         "shell_environment_policy": {"exclude": [KEY, "CODEX_HOME"]},
         "suppress_unstable_features_warning": True,
     }
+    if launch.history and (tokens := _codex_history.longest_output(launch.history)) > _OUTPUT_TOKENS:
+        # Else Codex would cut what it is seeded with. Its shell has a limit of its own.
+        config["tool_output_token_limit"] = tokens
+    return config

@@ -75,7 +75,7 @@ class ClaudeCode:
     )
     wires: tuple[Wire, ...] = ("anthropic-messages",)
     tools: dict[str, ToolRow] = tools.TOOLS
-    versions = ("2.1.306", "2.1.330")
+    versions = ("2.1.321", "2.1.330")
 
     def locate(self, home: Path) -> Binary:
         return install.locate(self.name, home)

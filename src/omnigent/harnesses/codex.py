@@ -53,7 +53,7 @@ class Codex:
     )
     wires: tuple[Wire, ...] = ("openai-responses",)
     tools: dict[str, ToolRow] = TOOLS
-    versions = TESTED
+    versions: tuple[str, str] = TESTED
 
     def locate(self, home: Path) -> Binary:
         found = install.locate(self.name, home)

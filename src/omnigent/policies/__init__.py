@@ -1,8 +1,8 @@
 """The one decision: may this tool call run?
 
 Until the policy language comes there is one built-in rule set. A file write inside the workspace passes; a
-shell command, a write elsewhere, a request to the network and an MCP call ask; what isn't understood is doubt,
-and doubt asks. `--yes` allows all; `--no-ask` turns every ask into a deny, because nobody will answer.
+shell command, a write elsewhere, a request to the network and an MCP call ask; what isn't understood is
+doubt, and doubt asks. `--yes` allows all; `--no-ask` turns every ask into a deny, because nobody will answer.
 """
 
 from collections.abc import Collection, Sequence

@@ -305,10 +305,10 @@ def _complete(operation: JSON, spec: JSON) -> None:
     responses.pop("422", None)
     status = next(iter(responses))
     content: JSON = {}
-    if spec["shape"]:
-        content["application/json"] = _ref(spec["shape"])
-    if spec["binary_out"]:
-        content[spec["binary_out"]] = {"schema": {"type": "string", "format": "binary"}}
+    if spec.get("shape"):
+        content["application/json"] = _ref(spec.get("shape"))
+    if spec.get("binary_out"):
+        content[spec.get("binary_out")] = {"schema": {"type": "string", "format": "binary"}}
     if spec["stream"]:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses[status] = {"description": operation.get("summary", "")} | (
@@ -318,8 +318,8 @@ def _complete(operation: JSON, spec: JSON) -> None:
         "description": "A problem",
         "content": {"application/problem+json": _ref("Problem")},
     }
-    if spec["body"]:
-        operation["requestBody"] = {"required": True, "content": {"application/json": _ref(spec["body"])}}
+    if spec.get("body"):
+        operation["requestBody"] = {"required": True, "content": {"application/json": _ref(spec.get("body"))}}
     if spec["binary_in"]:
         zipped = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": zipped}
