@@ -141,6 +141,8 @@ class House:
         for pid in self.runner_pids():
             processes.kill_tree(pid)
         self._running.__exit__(None, None, None)
+        if "OMNIGENT_KEEP_HOMES" not in os.environ:
+            shutil.rmtree(self.home, ignore_errors=True)
 
     # The API.
 

@@ -87,6 +87,10 @@ class SessionView:
 
 _FIELDS = tuple(f.name for f in fields(SessionView))
 
+BROKEN_OFF = ("agent_exited", "runner_lost", "stalled")
+"""Ends after which the agent's own transcript may lack what the log has (Claude batches tool results for
+100 ms): the next agent is seeded from the log."""
+
 Items = dict[str, JSON]
 Lookup = Callable[[str], JSON | None]
 
@@ -322,6 +326,8 @@ class _Folder:
         view.last_turn = {"id": turn_id, "outcome": outcome}
         if isinstance(body, ev.TurnFailed):
             view.last_turn |= {"code": body.code, "detail": body.detail}
+            if body.code in BROKEN_OFF and view.harness in view.native:
+                view.native[view.harness] = {**view.native[view.harness], "stale": True}
         view.turn = None
 
     def _settle_message(self, turn: JSON, outcome: str) -> None:

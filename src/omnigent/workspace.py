@@ -51,10 +51,10 @@ def checkpoint(workspace: Path, session_id: str, last: Checkpoint | None) -> Che
     head = _git(workspace, "rev-parse", "--verify", "-q", "HEAD") or ""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "index"
-        index = {"GIT_INDEX_FILE": str(copy)}
+        index = {"GIT_INDEX_FILE": str(copy), **_unfiltered(workspace)}
         if not _copy_index(workspace, copy) and head:
             _git(workspace, "read-tree", head, env=index)
-        if _git(Path(top), "add", "-A", env=index | _unfiltered(workspace)) is None:
+        if _git(Path(top), "add", "-A", env=index) is None:
             return None
         tree = _git(workspace, "write-tree", env=index)
     before = last.tree if last else head
@@ -90,7 +90,7 @@ def fork(workspace: Path, session_id: str, home: Path, at: Checkpoint | None) ->
     if _git(Path(top), "worktree", "add", "--detach", str(target), commit, env=plain) is None:
         raise WorkspaceMissing(f"git couldn't make a work tree of {workspace} at {commit[:12]}.")
     if at and at.head:
-        _git(target, "reset", "-q", "--soft", at.head)
+        _git(target, "reset", "-q", "--soft", at.head, env=plain)
         _git(target, "reset", "-q", env=plain)
     elif at:  # before a first commit: the files on a branch not yet born, none of them staged
         _git(target, "symbolic-ref", "HEAD", f"refs/heads/omnigent-{session_id}")

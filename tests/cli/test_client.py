@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnigent.client import LARGEST_WAIT, Client, Frame, FrameParser, new_key, pause_before, problem
@@ -33,6 +33,7 @@ FRAMES = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_frames_are_the_same_wherever_the_network_cuts(cuts: list[int]) -> None:
     parser = FrameParser()

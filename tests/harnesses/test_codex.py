@@ -783,6 +783,24 @@ def test_what_is_not_known_is_not_granted() -> None:
     assert isinstance(ask, Ask) and ask.body.actions == (Unknown(tool="writeStdin"),)
 
 
+def test_usage_is_counted_once() -> None:
+    translator = in_turn()
+    tokens = {"inputTokens": 50, "cachedInputTokens": 10, "cacheWriteInputTokens": 5, "outputTokens": 7}
+    usage = {"total": tokens, "last": tokens}
+    assert translator.step(told("thread/tokenUsage/updated", tokenUsage=usage, turnId="n0")) == []
+    fresh = {"total": tokens | {"outputTokens": 14}, "last": tokens}
+    (report,) = translator.step(told("thread/tokenUsage/updated", tokenUsage=fresh))
+    assert isinstance(report, Emit) and isinstance(report.body, UsageReported)
+    body = report.body
+    assert (body.input_tokens, body.cache_read_tokens, body.cache_write_tokens, body.output_tokens) == (
+        35,
+        10,
+        5,
+        7,
+    )
+    assert translator.step(told("thread/tokenUsage/updated", tokenUsage=fresh)) == []
+
+
 def test_an_exit_closes_what_is_open() -> None:
     translator = in_turn()
     request = told("item/commandExecution/requestApproval", itemId="call_1", command="ls")
@@ -902,9 +920,8 @@ def slimmed(given: Input) -> Input:
     return Raw(given.message | {"result": {"layers": layers}})
 
 
-@pytest.mark.skipif(not RECORD, reason="writes the golden files; set OMNIGENT_RECORD=1")
 @pytest.mark.parametrize("name", DIALOGUES)
-async def test_record_dialogue(tmp_path: Path, newest: Binary, name: str) -> None:
+async def record_dialogue(tmp_path: Path, newest: Binary, name: str) -> None:
     model, prompt = DIALOGUES[name]
     harness = Recorded()
     async with codex(tmp_path, newest, model, harness) as rig:
@@ -931,6 +948,10 @@ async def test_record_dialogue(tmp_path: Path, newest: Binary, name: str) -> Non
     text = text.replace(str(tmp_path), "/place").replace(gateway, pure_launch().gateway_url)
     GOLDEN.mkdir(parents=True, exist_ok=True)
     (GOLDEN / f"{name}.json").write_text(text + "\n")
+
+
+if RECORD:
+    test_record_dialogue = record_dialogue
 
 
 @pytest.mark.parametrize("name", DIALOGUES)

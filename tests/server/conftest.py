@@ -1,10 +1,15 @@
 """A real server of a fresh home on a free port, in this process, and a client of it."""
 
 import asyncio
+import io
 import json
+import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,12 @@ from omnigent.server import build_app
 from omnigent.server.devices import Devices
 from omnigent.sessions import Sessions
 
+DEADLINE = 30.0
+
 CONFIG = {
-    "providers": {"lab": {"api": "anthropic-messages", "base_url": "http://127.0.0.1:9", "key": {"env": "K"}}},
+    "providers": {
+        "lab": {"api": "anthropic-messages", "base_url": "http://127.0.0.1:9", "key": {"env": "K"}}
+    },
     "defaults": {"harness": "scripted", "scripted": {"provider": "lab", "model": "m-1"}},
 }
 
@@ -44,7 +53,8 @@ class Served:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         sent = {"Authorization": f"Bearer {self.token}"} | given
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        async with self.client.request(method, self.url + path, data=data, headers=sent) as response:
+        stream = None if data is None else io.BytesIO(data)
+        async with self.client.request(method, self.url + path, data=stream, headers=sent) as response:
             text = await response.read()
             return response.status, json.loads(text) if text.startswith((b"{", b"[")) else text
 
@@ -132,3 +142,33 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     workspace.mkdir()
     async with serving(home, workspace) as server:
         yield server
+
+
+def server_command(home: Path, *more: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "omnigent.server", "--home", str(home), *more]
+
+
+@contextmanager
+def server_process(
+    home: Path, *more: str, **environ: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A server that answers, and what it wrote about itself."""
+    process = subprocess.Popen(
+        server_command(home, *more), stderr=subprocess.PIPE, text=True, env=dict(os.environ) | environ
+    )
+    try:
+        yield process, _record(home, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def _record(home: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
+    path = home / "server.json"
+    deadline = time.monotonic() + DEADLINE
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return json.loads(path.read_bytes())

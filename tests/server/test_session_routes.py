@@ -207,13 +207,15 @@ async def test_fork(served: Served) -> None:
     parent = await served.session(title="p")
     await _titles(served, parent["id"], 3)
     body = {"at_seq": 2, "workspace": str(served.workspace)}
-    status, fork = await served.ask(
-        "POST", f"/v1/sessions/{parent['id']}/fork", body, Idempotency_Key="f"
-    )
+    status, fork = await served.ask("POST", f"/v1/sessions/{parent['id']}/fork", body, Idempotency_Key="f")
     assert status == 201
     assert fork["forked_from"] == {"session_id": parent["id"], "seq": 2}
     _, page = await served.ask("GET", f"/v1/sessions/{fork['id']}/events")
-    assert [event["kind"] for event in page["events"]] == ["session.created", "session.updated", "session.forked"]
+    assert [event["kind"] for event in page["events"]] == [
+        "session.created",
+        "session.updated",
+        "session.forked",
+    ]
     status, problem = await served.ask(
         "POST", f"/v1/sessions/{parent['id']}/fork", body | {"at_seq": 99}, Idempotency_Key="g"
     )

@@ -121,6 +121,7 @@ class Watch:
         self.woken, self._wake = os.pipe()
         self._transcript = Transcript(coloured(colourful()))
         self._prompted = ""
+        self._finished = False
         self._add_open(client, session)
 
     def _add_open(self, client: Client, session: Session) -> None:
@@ -135,6 +136,8 @@ class Watch:
         """The stream's thread. Its errors are the dialogue's to raise."""
         try:
             for frame in follow:
+                if self._finished:
+                    return
                 match frame.event:
                     case "event":
                         event = event_of(frame)
@@ -183,7 +186,9 @@ class Watch:
         self._prompted = ""
 
     def finish(self) -> None:
+        """Nothing is shown any more, though the thread may still wait for its next frame."""
         with self.lock:
+            self._finished = True
             self._write(self._transcript.end())
             self._hide_prompt()
 

@@ -558,7 +558,7 @@ class CodexTranslator:
             case "item/commandExecution/outputDelta":
                 return self._output((thread, str(params.get("turnId")), str(params.get("itemId"))), delta)
             case "thread/tokenUsage/updated":
-                return self._usage(thread, table(params.get("tokenUsage")))
+                return self._usage(thread, params.get("turnId"), table(params.get("tokenUsage")))
             case "turn/plan/updated" if thread == self.thread:
                 return [Emit(_plan_of(params))]
             case "thread/settings/updated":
@@ -724,11 +724,12 @@ class CodexTranslator:
         outcome: Outcome = "error" if item.get("status") == "failed" else "ok"
         return self.book.completed(native, ToolCompleted(outcome=outcome))
 
-    def _usage(self, thread: str, usage: JSON) -> list[Output]:
-        """Per model call. It is told again, unchanged, when a response was broken off."""
+    def _usage(self, thread: str, turn: object, usage: JSON) -> list[Output]:
+        """Per model call. It is told again when a response was broken off, and that of an old turn after a
+        resume."""
         total, last = table(usage.get("total")), table(usage.get("last"))
         known, self._totals[thread] = self._totals.get(thread), total
-        if total == known or thread not in self.turns or self.book.turn_id is None:
+        if total == known or turn != self.turns.get(thread) or self.book.turn_id is None:
             return []
         self._reports += 1
         read, write = int(last.get("cachedInputTokens") or 0), int(last.get("cacheWriteInputTokens") or 0)

@@ -27,12 +27,12 @@ WIRES: dict[Wire, WireRow] = {
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """What the gateway needs. `headers` holds the real key: it is left out of every repr."""
+    """What the gateway needs. `headers` (or `query`) holds the real key: both are left out of every repr."""
 
     wire: Wire
     base_url: str
     headers: dict[str, str] = field(repr=False)
-    query: dict[str, str] = field(default_factory=dict[str, str])
+    query: dict[str, str] = field(default_factory=dict[str, str], repr=False)
 
 
 @dataclass(frozen=True, slots=True)

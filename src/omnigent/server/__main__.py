@@ -68,6 +68,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 async def _run(home: Path, config: Config, listener: socket.socket) -> None:
     sessions = await Sessions.open(home, config, dict(os.environ), now, new_id)
+    (home / "server.json").unlink(missing_ok=True)  # of one that was killed
     devices = Devices(home, now, new_id)
     url = _url(listener)
     server: _Server | None = None

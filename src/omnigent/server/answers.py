@@ -96,10 +96,8 @@ async def read_union[T](request: Request, adapter: TypeAdapter[T], limit: int) -
     try:
         return adapter.validate_json(body)
     except ValidationError as error:
-        errors = error.errors(include_url=False)
         # Pydantic puts the chosen tag before the path.
-        skip = 0 if errors[0]["type"].startswith(("union_tag", "json", "model")) else 1
-        raise malformed(errors, skip=skip) from error
+        raise malformed(error.errors(include_url=False), skip=1) from error
 
 
 def malformed(errors: Sequence[Any], skip: int = 0) -> Malformed:

@@ -12,6 +12,11 @@ export function takeToken() {
   return localStorage.getItem(KEY) || "";
 }
 
+// A link opened in a page that is there already changes only the fragment.
+window.addEventListener("hashchange", () => {
+  if (location.hash.includes("token=")) location.reload();
+});
+
 export class Problem extends Error {
   constructor(body, status) {
     super([body.detail || `The server answered ${status}.`, body.hint].filter(Boolean).join(" "));

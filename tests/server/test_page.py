@@ -1,0 +1,215 @@
+"""The live page in a real browser, on a desktop and on a phone, against a real session."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from omnigent.client import Client
+
+from .conftest import Served, server_process
+
+SCRIPT = {
+    "turns": [
+        {
+            "match": "work",
+            "steps": [
+                {
+                    "reasoning": "First a look round.",
+                    "text": "Looking <img src=x onerror=alert(1)> at `files`.",
+                    "chunk_delay_ms": 20,
+                    "tools": [{"tool": "$shell", "input": {"command": "echo one; echo two"}}],
+                },
+                {"text": "All **done** now."},
+            ],
+        },
+        {
+            "match": "long",
+            "steps": [{"text": " ".join(f"word{n}" for n in range(200)), "chunk": 6, "chunk_delay_ms": 50}],
+        },
+    ]
+}
+SIZES = {"desktop": (1200, 850), "phone": (390, 800)}
+
+
+@dataclass
+class House:
+    client: Client
+    home: Path
+    workspace: Path
+
+    def session(self, prompt: str) -> str:
+        return self.client.create({"workspace": str(self.workspace), "prompt": prompt})["id"]
+
+    def link(self, session_id: str) -> str:
+        return f"{self.client.url}/s/{session_id}#token={self.client.token}"
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    base = tmp_path_factory.mktemp("page")
+    home, workspace = base / "home", base / "work"
+    home.mkdir()
+    workspace.mkdir()
+    (base / "script.json").write_text(json.dumps(SCRIPT))
+    with _model(base / "script.json") as url:
+        provider = {"api": "anthropic-messages", "base_url": url, "key": {"env": "PAGE_KEY"}}
+        defaults = {"harness": "scripted", "scripted": {"provider": "lab", "model": "scripted-model"}}
+        (home / "config.yaml").write_text(json.dumps({"providers": {"lab": provider}, "defaults": defaults}))
+        with server_process(home, "--port", "0", PAGE_KEY="k") as (process, record):
+            with Client(record["url"], (home / "token").read_text().strip()) as client:
+                yield House(client, home, workspace)
+            process.terminate()
+            process.wait(60)
+
+
+@contextmanager
+def _model(script: Path) -> Iterator[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "omnigent.testing.scripted_model",
+        "--until-eof",
+        "--script",
+        str(script),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of a fresh browser profile; any script error or refused load fails the test."""
+    width, height = SIZES[request.param]
+    context = browser.new_context(viewport={"width": width, "height": height})
+    found = context.new_page()
+    errors: list[str] = []
+    found.on("pageerror", lambda error: errors.append(str(error)))
+    found.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    found.set_default_timeout(15_000)
+    yield found
+    context.close()
+    assert not [error for error in errors if "ERR_" not in error and "status of 40" not in error], errors
+
+
+def _fits(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def _on_top(page: Page, name: str) -> Any:
+    return page.get_by_role("button", name=name)
+
+
+@pytest.mark.slow
+def test_a_transcript_streams_and_an_approval_is_given(page: Page, house: House) -> None:
+    session_id = house.session("do the work")
+    page.goto(house.link(session_id))
+    expect(page).to_have_url(f"{house.client.url}/s/{session_id}")
+    expect(page.get_by_text("Looking <img src=x onerror=alert(1)> at")).to_be_visible(timeout=15_000)
+    expect(page.locator("#facts")).to_contain_text("approvals: ask")
+    expect(page.locator("#facts")).to_contain_text("sandbox: host")
+    expect(page.locator("#status")).to_have_text("waiting", timeout=15_000)
+    expect(page.locator("#link")).to_have_text("live")
+    expect(page.get_by_text("First a look round.")).to_be_hidden()
+    page.get_by_text("Thought").click()
+    expect(page.get_by_text("First a look round.")).to_be_visible()
+    _fits(page)
+    _on_top(page, "Allow once").click()
+    expect(page.get_by_text("All done now.")).to_be_visible(timeout=15_000)
+    expect(page.locator(".tool pre")).to_have_text("one\ntwo\n")
+    expect(page.get_by_text("Allowed by local")).to_be_visible()
+    expect(page.locator("#status")).to_have_text("idle")
+    expect(page.locator("#items strong")).to_have_text("done")
+    assert page.locator("#items img").count() == 0
+    _fits(page)
+    page.goto(house.client.url)
+    expect(page.get_by_role("link", name="do the work").first).to_be_visible()
+    _fits(page)
+
+
+@pytest.mark.slow
+def test_a_denial_has_its_reason(page: Page, house: House) -> None:
+    session_id = house.session("work again")
+    page.goto(house.link(session_id))
+    page.get_by_label("Reason for a denial").fill("not today")
+    _on_top(page, "Deny").click()
+    expect(page.get_by_text("Denied by local: not today")).to_be_visible()
+    events = house.client.events(session_id, kinds="approval.resolved")["events"]
+    assert [(event["body"]["outcome"], event["body"]["reason"]) for event in events] == [
+        ("denied", "not today")
+    ]
+    assert events[0]["actor"]["via"] == "web"
+
+
+@pytest.mark.slow
+def test_text_comes_as_it_is_written_and_can_be_interrupted(page: Page, house: House) -> None:
+    session_id = house.session("be long")
+    page.goto(house.link(session_id))
+    expect(page.get_by_text("word3 ")).to_be_visible(timeout=15_000)
+    assert "word199" not in page.locator("#items").inner_text()
+    page.get_by_label("Message to the agent").fill("and then do the work")
+    page.keyboard.press("Enter")
+    expect(page.locator('li.user[data-status="queued"]')).to_contain_text("and then do the work")
+    page.get_by_role("button", name="Interrupt").click()
+    expect(page.get_by_text("The turn was interrupted.")).to_be_visible(timeout=15_000)
+    expect(_on_top(page, "Allow once")).to_be_visible(timeout=15_000)
+    _fits(page)
+
+
+@pytest.mark.slow
+def test_it_mends_a_broken_link(page: Page, house: House) -> None:
+    session_id = house.session("be long")
+    page.goto(house.link(session_id))
+    expect(page.get_by_text("word3 ")).to_be_visible(timeout=15_000)
+    page.context.set_offline(True)
+    page.evaluate("window.stop()")
+    expect(page.locator("#link")).to_have_text("reconnecting", timeout=15_000)
+    page.context.set_offline(False)
+    expect(page.locator("#link")).to_have_text("live", timeout=15_000)
+    expect(page.get_by_text("word199")).to_be_visible(timeout=30_000)
+    shown = page.locator("#items .agent .prose").inner_text().split()
+    assert shown == [f"word{n}" for n in range(200)]
+
+
+@pytest.mark.slow
+def test_without_a_token_it_says_how_to_get_one(page: Page, house: House) -> None:
+    page.goto(f"{house.client.url}/s/ses_1")
+    expect(page.get_by_text("omnigent show ses_1")).to_be_visible()
+    expect(page.get_by_label("Message to the agent")).to_be_hidden()
+    page.goto(f"{house.client.url}/s/ses_1#token=wrong")
+    expect(page.get_by_role("heading", name="Signed out")).to_be_visible()
+    page.goto(f"{house.client.url}/s/ses_1#token={house.client.token}")
+    expect(page.get_by_role("heading", name="No such session")).to_be_visible()
+
+
+@pytest.mark.anyio
+async def test_the_shell_holds_no_data_and_runs_no_inline_script(served: Served) -> None:
+    for path in ("/", "/s/ses_1", "/static/session.js", "/static/page.css"):
+        async with served.client.get(served.url + path) as response:
+            text = await response.text()
+            assert response.status == 200
+            policy = response.headers["Content-Security-Policy"]
+            assert "script-src 'self';" in policy
+            assert "unsafe" not in policy
+            assert "ses_1" not in text
+            assert path.startswith("/static") or '<script type="module" src=' in text
+    status, problem = await served.ask("GET", "/static/../token")
+    assert (status, problem["code"]) == (404, "not_found")
+    assert (await served.ask("GET", "/static/page.py"))[0] == 404
