@@ -12,7 +12,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def seed(path: Path, sessions: int) -> None:
 
 
 @contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+def _transaction(database: sqlite3.Connection) -> Generator[None]:
     database.execute("BEGIN IMMEDIATE")
     yield
     database.execute("COMMIT")
@@ -79,7 +79,8 @@ def _insert(database: sqlite3.Connection, title: str, workspace: str) -> JSON:
     session_id, at = _new_id("ses"), _now()
     session: JSON = {
         "id": session_id, "title": title, "harness": "scripted", "model": "scripted-1",
-        "provider": "messages", "billing": "metered", "workspace": workspace, "approvals": "ask", "sandbox": "host", "status": "idle",
+        "provider": "messages", "billing": "metered", "workspace": workspace, "approvals": "ask",
+        "sandbox": "host", "status": "idle",
         "status_reason": "", "status_since": at, "last_seq": 1,
         "usage": {"input_tokens": 0, "output_tokens": 0, "cost_usd": None, "cost_partial": False},
         "budget": None, "pending": {"approvals": 0, "questions": 0}, "queue_length": 0, "turn": None,
@@ -110,7 +111,7 @@ def _append(database: sqlite3.Connection, session_id: str, seq: int, at: int, ki
 
 
 def _event(row: tuple[Any, ...]) -> JSON:
-    event = dict(zip(COLUMNS, row, strict=True))
+    event: JSON = dict(zip(COLUMNS, row, strict=True))
     event["actor"], event["body"] = json.loads(event["actor"]), json.loads(event["body"])
     del event["origin_id"]
     return event

@@ -85,7 +85,7 @@ def _run(command: list[str], environment: dict[str, str]) -> float:
 
 def measure_start(quick: bool) -> list[Figure]:
     """From the start of the process to the first 200 on /healthz, on a database that exists."""
-    rounds = 3 if quick else 9
+    rounds = 2 if quick else 9
     with scratch() as place:
         servers = (BareServer(place / "bare"), OurServer(place / "ours"))
         times: tuple[list[float], list[float]] = ([], [])

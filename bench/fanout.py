@@ -21,7 +21,7 @@ def measure_fanout(quick: bool) -> list[Figure]:
         ours.start()
         try:
             sizes = (1, 50) if quick else (1, 50, 200)
-            return asyncio.run(_fanout(bare, ours, sizes, 2 if quick else 4, 1.5 if quick else 3))
+            return asyncio.run(_fanout(bare, ours, sizes, 1 if quick else 4, 1.5 if quick else 3))
         finally:
             bare.stop()
             ours.stop()

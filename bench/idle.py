@@ -14,7 +14,7 @@ SESSIONS = 1000
 
 
 def measure_idle(quick: bool) -> list[Figure]:
-    window = 5.0 if quick else 20.0
+    window = 3.0 if quick else 20.0
     figures: list[Figure] = []
     with scratch() as place:
         for sessions in (0, SESSIONS):

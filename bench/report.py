@@ -44,9 +44,9 @@ def write(path: Path, sections: Sequence[Section]) -> None:
     lines = [
         "# Measurements",
         "",
-        "Written by `./dev bench`; not edited by hand. Medians with, in brackets, what the middle eight tenths",
-        "of the samples span; a ratio's range is that of five consecutive parts of the run. Baseline and ours",
-        "take turns within one run. Rows marked (blocks) fail the run when they miss.",
+        "Written by `./dev bench`; not edited by hand. Medians with, in brackets, what the middle eight",
+        "tenths of the samples span; a ratio's range is that of five consecutive parts of the run. Baseline",
+        "and ours take turns within one run. Rows marked (blocks) fail the run when they miss.",
         "",
         machine(),
         "",

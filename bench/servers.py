@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def until(look: Callable[[], bool], seconds: float, what: str, pause: float = PO
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def scratch() -> Generator[Path]:
     """A directory for homes, outside TMPDIR since Codex refuses to work below that; gone afterwards."""
     path = CHECKOUT / ".tools" / "bench-homes" / f"{os.getpid()}-{secrets.token_hex(3)}"
     path.mkdir(parents=True, mode=0o700)

@@ -24,8 +24,8 @@ def measure_verbs(quick: bool) -> list[Figure]:
             server.fill(sessions)
             server.start()
         try:
-            return _verbs(bare, ours, 60 if quick else 300, sessions) + asyncio.run(
-                _writers(bare, ours, 3 if quick else 8)
+            return _verbs(bare, ours, 40 if quick else 300, sessions) + asyncio.run(
+                _writers(bare, ours, 2 if quick else 8)
             )
         finally:
             bare.stop()

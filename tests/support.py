@@ -1,4 +1,4 @@
-"""A whole Omnigent for tests: a home of its own, a scripted model, a real server process that can be killed."""
+"""A whole Omnigent for tests: a home of its own, a scripted model, a real server that can be killed."""
 
 import json
 import os
@@ -16,10 +16,13 @@ from typing import Any
 from omnigent import processes
 from omnigent.client import Client
 from omnigent.events import Event, parse_event, verify
+from omnigent.harnesses import Binary, install
 from omnigent.testing.scripted_model import RecordedRequest, ScriptedModel
 
 JSON = dict[str, Any]
 CHECKOUT = Path(__file__).resolve().parent.parent
+AGENTS = CHECKOUT / ".tools"
+"""The home with the real agents: what `./dev setup` fills."""
 KEY = "test-key-0123456789"
 """What the scripted model takes for a real key."""
 
@@ -30,6 +33,15 @@ MODELS = {
     "pi": ("messages", "pi-model"),
 }
 """Per harness: its provider in the test's configuration, and a model."""
+
+
+def agent_binary(name: str, version: str) -> Binary:
+    """A real agent of the checkout, by its exact version."""
+    found = next((one for one in install.installed(name, AGENTS) if one.version == version), None)
+    assert found, f"{name} {version} isn't installed: run ./dev setup"
+    # What comes before the program, a Node.js for instance, is the same for all versions.
+    runtime = install.locate(name, AGENTS).argv[:-1]
+    return Binary(name, (*runtime, str(found.program)), version, "managed", in_range=True)
 
 
 def wait_for[T](look: Callable[[], T], seconds: float, what: str) -> T:
@@ -62,7 +74,7 @@ class House:
     def __init__(self, home: Path, script: JSON, *, grace_seconds: float = 60, **runner: float) -> None:
         self.home = home
         home.mkdir(parents=True, mode=0o700)
-        agents = CHECKOUT / ".tools" / "harnesses"
+        agents = AGENTS / "harnesses"
         assert agents.is_dir(), "The agents aren't installed: run ./dev setup"
         (home / "harnesses").symlink_to(agents)
         self.workspace = make_repository(home / "workspace")

@@ -104,7 +104,14 @@ def test_a_home_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_an_agent_sees_the_listed_variables_only() -> None:
-    environ = {"PATH": "p", "LC_ALL": "C", "LAB_KEY": "k", "OPENAI_API_KEY": "k", "MINE": "m", "PYTHONPATH": "x"}
+    environ = {
+        "PATH": "p",
+        "LC_ALL": "C",
+        "LAB_KEY": "k",
+        "OPENAI_API_KEY": "k",
+        "MINE": "m",
+        "PYTHONPATH": "x",
+    }
     assert child_environment(environ) == {"PATH": "p", "LC_ALL": "C"}
     assert child_environment(environ, ("MINE",)) == {"PATH": "p", "LC_ALL": "C", "MINE": "m"}
     assert not {name for name in child_environment(dict(os.environ)) if "KEY" in name or "TOKEN" in name}

@@ -222,8 +222,14 @@ def test_another_harnesses_content_makes_a_native_session_stale() -> None:
 
 def test_a_message_found_in_the_transcript_leaves_its_native_session_good() -> None:
     exited = Draft(ev.HarnessExited(reason="runner_lost"), run=None)
-    view, _ = folded(submitted("msg_1"), turn(), started(), exited, delivered("msg_1", run=None), FAILED)
+    view, _ = folded(submitted("msg_1"), turn(), started(), exited, delivered("msg_1", run=None))
     assert view.native["scripted"]["stale"] is False
+
+
+def test_a_turn_broken_off_makes_its_native_session_stale() -> None:
+    assert folded(*BEGUN, FAILED)[0].native["scripted"]["stale"] is True
+    for end in (COMPLETED, INTERRUPTED):
+        assert folded(*BEGUN, end)[0].native["scripted"]["stale"] is False
 
 
 def test_a_fork_inherits_the_talk_and_nothing_open() -> None:
@@ -325,7 +331,7 @@ def bodies() -> st.SearchStrategy[Body]:
 
 
 def drafts() -> st.SearchStrategy[list[Draft]]:
-    one = st.builds(lambda b, i, t, r: Draft(b, i, turn_id=t, run=r), bodies(), ITEMS, TURNS, RUNS)
+    one = st.builds(Draft, bodies(), ITEMS, turn_id=TURNS, run=RUNS)
     return st.lists(one, max_size=40)
 
 
@@ -349,7 +355,7 @@ def test_any_log_folds_and_nothing_sticks(given_drafts: list[Draft]) -> None:
 @given(drafts())
 @settings(max_examples=60, deadline=None)
 def test_a_stored_fold_goes_on_like_one_in_memory(given_drafts: list[Draft]) -> None:
-    """Reloaded after every event, and without any items at hand (as a session folds), the view is the same."""
+    """Reloaded after every event, or without any items at hand (as a session folds): the same view."""
     events = sealed(given_drafts)
     view, _ = fold(events)
     reloaded, bare = PROJECTOR.empty(), PROJECTOR.empty()

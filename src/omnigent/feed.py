@@ -9,11 +9,12 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from omnigent.events import Delta, Event
 
 RING_FRAMES = 4096
+RING_BYTES = 4 * 1024 * 1024
+"""What a ring holds at most, or one larger frame."""
 PAGE = 500
 
 
@@ -44,7 +45,8 @@ class Feed:
     def __init__(self, head: int) -> None:
         self.head = head
         """The seq of the newest event."""
-        self._ring: deque[Frame] = deque(maxlen=RING_FRAMES)
+        self._ring: deque[Frame] = deque()
+        self._bytes = 0
         self._start = 0
         """Index of the ring's first frame."""
         self._first_seq = head + 1
@@ -54,16 +56,22 @@ class Feed:
 
     def publish(self, frames: Iterable[Frame]) -> None:
         for frame in frames:
-            if len(self._ring) == RING_FRAMES:
-                dropped = self._ring[0].event
-                self._start += 1
-                if dropped is not None:
-                    self._first_seq = dropped.seq + 1
             self._ring.append(frame)
+            self._bytes += len(frame.sse)
+            while len(self._ring) > RING_FRAMES or (self._bytes > RING_BYTES and len(self._ring) > 1):
+                self._drop()
             if frame.event is not None:
                 self.head = frame.event.seq
         self._news.set()
         self._news = asyncio.Event()
+
+    def _drop(self) -> None:
+        """Forget the oldest frame."""
+        frame = self._ring.popleft()
+        self._bytes -= len(frame.sse)
+        self._start += 1
+        if frame.event is not None:
+            self._first_seq = frame.event.seq + 1
 
     async def follow(
         self, after: int, read: Read, snapshot: Callable[[], list[Delta]]
@@ -102,7 +110,8 @@ class Feed:
             news = self._news
             offset = index - self._start
             if offset < len(self._ring):
-                frames = list(islice(self._ring, offset, None))
+                # By index, which is quick near the ends; an iterator would walk past all that was read.
+                frames = [self._ring[i] for i in range(offset, len(self._ring))]
                 index += len(frames)
                 yield frames
             else:

@@ -314,11 +314,13 @@ class RunnerHub:
             return
         if self._by_session.get(lease.session_id) is handle:
             del self._by_session[lease.session_id]
-        if not self._by_session:
-            self._nobody.set()
-        with contextlib.suppress(NotFound):  # deleted meanwhile
-            ear = await self._listen(lease.session_id)
-            await ear.gone(lease.epoch)
+        try:
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                ear = await self._listen(lease.session_id)
+                await ear.gone(lease.epoch)
+        finally:
+            if not self._by_session:
+                self._nobody.set()
 
 
 def _draft(raw: JSON, harness: str, run: str) -> Draft:

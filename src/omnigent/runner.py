@@ -541,7 +541,8 @@ class Runner:
             self._delta_at = self._loop.time()
 
     def _make_durable(self, item_id: str, item: _Streamed) -> None:
-        body = ItemUpdated(stream=item.stream, offset=item.durable, text=item.text[item.durable :])
+        end = INLINE_BYTES if item.stream == "output" else len(item.text)
+        body = ItemUpdated(stream=item.stream, offset=item.durable, text=item.text[item.durable : end])
         item.durable, item.durable_at = len(item.text), self._loop.time()
         self._emit(body, item_id)
 

@@ -686,7 +686,7 @@ class Session:
                 self._ready = False
                 await self._exited(body)
             case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted():
-                if isinstance(body, ev.TurnFailed) and body.code == "agent_exited":
+                if _by_its_exit(body):
                     self._ready = False  # its `harness.exited` follows: hand nothing more to it
                 if self.view.turn is None:
                     await self._turn_ended()
@@ -924,6 +924,15 @@ class Session:
         task = asyncio.get_running_loop().create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _by_its_exit(body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted) -> bool:
+    """Whether the turn ended because the agent's process did."""
+    match body:
+        case ev.TurnFailed(code="agent_exited") | ev.TurnInterrupted(how="kill"):
+            return True
+        case _:
+            return False
 
 
 async def _nothing() -> None:

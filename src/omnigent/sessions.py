@@ -411,9 +411,10 @@ class Sessions:
             live = set(self.hub.live())
             if live:
                 busy_at = loop.time()
-                await self.hub.warm()
-            elif loop.time() - busy_at > self.config.runner.idle_seconds:
+            if loop.time() - busy_at > self.config.runner.idle_seconds:
                 self.hub.cool()
+            else:
+                await self.hub.warm()
             for session_id, task in list(self._open.items()):
                 if not task.done() or task.exception() is not None:
                     continue

@@ -1,7 +1,6 @@
 """The real Claude Code behind the gate, against the scripted model.
 
-`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/claude_code` anew. The agents are installed on first
-use under `$OMNIGENT_TEST_HOME` (default: the user's cache).
+`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/claude_code` anew.
 """
 
 import json
@@ -19,6 +18,7 @@ from typing import Any, cast
 import anyio
 import pytest
 from pydantic import BaseModel, TypeAdapter
+from support import agent_binary
 
 from omnigent.actions import Exec, FileRead, FileWrite
 from omnigent.events import (
@@ -69,7 +69,6 @@ from omnigent.harnesses import (
     Tick,
     Translator,
     Verdict,
-    install,
 )
 from omnigent.harnesses import _claude_history as transcripts
 from omnigent.harnesses import _claude_tools as tools
@@ -87,12 +86,8 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 ENDS = (TurnCompleted, TurnFailed, TurnInterrupted)
 
 
-TEST_HOME = Path(os.environ.get("OMNIGENT_TEST_HOME") or Path.home() / ".cache" / "omnigent" / "tests")
-
-
 def installed(version: str) -> Binary:
-    program = install.install("claude-code", TEST_HOME, version).program
-    return Binary("claude-code", (str(program),), version, "managed", True)
+    return agent_binary("claude-code", version)
 
 
 class TestNewest(HarnessSuite):

@@ -1,7 +1,6 @@
 """Codex, the real program at both ends of the tested range, and its translator by recorded dialogues.
 
-`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/codex` anew. The agent is installed on first use
-under `$OMNIGENT_TEST_HOME` (default: the user's cache).
+`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/codex` anew.
 """
 
 import base64
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
+from support import agent_binary
 
 from omnigent.actions import Exec, FileWrite, Spawn, Unknown
 from omnigent.events import (
@@ -57,7 +57,6 @@ from omnigent.harnesses import (
     Tick,
     Translator,
     Verdict,
-    install,
 )
 from omnigent.harnesses._codex_tools import plain_command
 from omnigent.harnesses._codex_translator import KEY, CodexTranslator
@@ -72,7 +71,6 @@ pytestmark = pytest.mark.anyio
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "codex"
 RECORD = bool(os.environ.get("OMNIGENT_RECORD"))
-TEST_HOME = Path(os.environ.get("OMNIGENT_TEST_HOME") or Path.home() / ".cache" / "omnigent" / "tests")
 PLAIN, PATCHING, CODE_MODE = "scripted-model", "gpt-5.5", "gpt-6.1-sol"
 """A model Codex doesn't know, one with `apply_patch`, one whose calls are in JavaScript."""
 PNG = base64.b64encode(
@@ -133,6 +131,22 @@ SCRIPT: dict[str, Any] = {
             {"text": "Tools: {{last_result}}"},
         ),
         turn(
+            "both",
+            {
+                "tools": [
+                    {
+                        "tool": "exec",
+                        "input": "const one = tools.exec_command({cmd: 'echo one > one.txt'});"
+                        "const two = tools.exec_command({cmd: 'echo two > two.txt'});"
+                        "await Promise.allSettled([one, two]); text('END')",
+                    }
+                ]
+            },
+            # A denial makes the script yield.
+            {"tools": [{"tool": "wait", "input": {"cell_id": "1"}}]},
+            {"text": "ok"},
+        ),
+        turn(
             "type",
             {"tools": [shell("read line; echo got:$line > typed.txt; sleep 30", yield_time_ms=300)]},
             {"tools": [{"tool": "$stdin", "input": {"text": "secret\n"}}]},
@@ -183,8 +197,7 @@ SCRIPT: dict[str, Any] = {
 
 
 def installed(version: str) -> Binary:
-    found = install.install("codex", TEST_HOME, version)
-    return Binary("codex", (str(found.program),), found.version, "managed", True)
+    return agent_binary("codex", version)
 
 
 @pytest.fixture(scope="session", params=Codex.versions)
@@ -296,7 +309,7 @@ async def test_a_harmless_command_asks(tmp_path: Path, binary: Binary, model: st
         assert done and (done.outcome, done.exit_code) == ("ok", 0)
 
 
-@pytest.mark.parametrize(("model", "prompt"), [(PLAIN, "two calls"), (CODE_MODE, "script")])
+@pytest.mark.parametrize(("model", "prompt"), [(PLAIN, "two calls"), (CODE_MODE, "both")])
 async def test_each_call_asks_and_the_reason_of_a_deny_reaches_the_model(
     tmp_path: Path, binary: Binary, model: str, prompt: str
 ) -> None:

@@ -1,7 +1,6 @@
 """Pi, the real program at both ends of the tested range, and its translator by recorded dialogues.
 
-`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/pi` anew. The agents are installed on first use
-under `$OMNIGENT_TEST_HOME` (default: the user's cache).
+`OMNIGENT_RECORD=1` writes the dialogues in `tests/golden/pi` anew.
 """
 
 import asyncio
@@ -17,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
+from support import agent_binary
 
 from omnigent.actions import Exec, FileWrite, Unknown
 from omnigent.errors import NotFound, UnsupportedVersion
@@ -64,7 +64,6 @@ from omnigent.harnesses import (
     Wire,
     _pi_history,
     _wire,
-    install,
     pi,
 )
 from omnigent.harnesses._pi_tools import actions_of, news_of
@@ -78,7 +77,6 @@ pytestmark = pytest.mark.anyio
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pi"
 RECORD = bool(os.environ.get("OMNIGENT_RECORD"))
-TEST_HOME = Path(os.environ.get("OMNIGENT_TEST_HOME") or Path.home() / ".cache" / "omnigent" / "tests")
 END = (TurnCompleted, TurnFailed, TurnInterrupted)
 PNG = base64.b64encode(
     bytes.fromhex(
@@ -214,9 +212,7 @@ def newest() -> Binary:
 
 
 def located(version: str) -> Binary:
-    program = install.install("pi", TEST_HOME, version).program
-    node = install.locate("pi", TEST_HOME).argv[0]
-    return Binary("pi", (node, str(program)), version, "managed", True)
+    return agent_binary("pi", version)
 
 
 @dataclass

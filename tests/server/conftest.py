@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ class Served:
         return session
 
     @asynccontextmanager
-    async def stream(self, path: str, **headers: str) -> AsyncIterator["Messages"]:
+    async def stream(self, path: str, **headers: str) -> AsyncGenerator["Messages"]:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         sent = {"Authorization": f"Bearer {self.token}", "Accept": "text/event-stream"} | given
         async with self.client.get(self.url + path, headers=sent) as response:
@@ -110,7 +110,9 @@ class Messages:
 
 
 @asynccontextmanager
-async def serving(home: Path, workspace: Path, config: dict[str, Any] | None = None) -> AsyncIterator[Served]:
+async def serving(
+    home: Path, workspace: Path, config: dict[str, Any] | None = None
+) -> AsyncGenerator[Served]:
     parsed = parse_config(config or dict(CONFIG))
     sessions = await Sessions.open(home, parsed, {"K": "key"}, now, new_id)
     devices = Devices(home, now, new_id)
@@ -151,7 +153,7 @@ def server_command(home: Path, *more: str) -> list[str]:
 @contextmanager
 def server_process(
     home: Path, *more: str, **environ: str
-) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+) -> Generator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A server that answers, and what it wrote about itself."""
     process = subprocess.Popen(
         server_command(home, *more), stderr=subprocess.PIPE, text=True, env=dict(os.environ) | environ

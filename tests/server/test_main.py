@@ -112,7 +112,7 @@ def test_a_port_taken_by_another_program(tmp_path: Path) -> None:
         other.shutdown()
         thread.join()
     assert (code, "another program" in said["error"]) == (5, True)
-    with socket.createserver_process(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
         code, said = _refused(tmp_path / "home", "--port", str(silent.getsockname()[1]))
     assert (code, "another program" in said["error"]) == (5, True)
 

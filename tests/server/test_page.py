@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from omnigent.client import Client
 
@@ -71,7 +70,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 @contextmanager
-def _model(script: Path) -> Iterator[str]:
+def _model(script: Path) -> Generator[str]:
     command = [
         sys.executable,
         "-m",
@@ -113,7 +112,7 @@ def _fits(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def _on_top(page: Page, name: str) -> Any:
+def _button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name)
 
 
@@ -131,7 +130,7 @@ def test_a_transcript_streams_and_an_approval_is_given(page: Page, house: House)
     page.get_by_text("Thought").click()
     expect(page.get_by_text("First a look round.")).to_be_visible()
     _fits(page)
-    _on_top(page, "Allow once").click()
+    _button(page, "Allow once").click()
     expect(page.get_by_text("All done now.")).to_be_visible(timeout=15_000)
     expect(page.locator(".tool pre")).to_have_text("one\ntwo\n")
     expect(page.get_by_text("Allowed by local")).to_be_visible()
@@ -149,7 +148,7 @@ def test_a_denial_has_its_reason(page: Page, house: House) -> None:
     session_id = house.session("work again")
     page.goto(house.link(session_id))
     page.get_by_label("Reason for a denial").fill("not today")
-    _on_top(page, "Deny").click()
+    _button(page, "Deny").click()
     expect(page.get_by_text("Denied by local: not today")).to_be_visible()
     events = house.client.events(session_id, kinds="approval.resolved")["events"]
     assert [(event["body"]["outcome"], event["body"]["reason"]) for event in events] == [
@@ -169,7 +168,7 @@ def test_text_comes_as_it_is_written_and_can_be_interrupted(page: Page, house: H
     expect(page.locator('li.user[data-status="queued"]')).to_contain_text("and then do the work")
     page.get_by_role("button", name="Interrupt").click()
     expect(page.get_by_text("The turn was interrupted.")).to_be_visible(timeout=15_000)
-    expect(_on_top(page, "Allow once")).to_be_visible(timeout=15_000)
+    expect(_button(page, "Allow once")).to_be_visible(timeout=15_000)
     _fits(page)
 
 

@@ -392,15 +392,15 @@ class CodexTranslator:
         return self._end(self._ending)
 
     def _end(self, body: TurnCompleted | TurnFailed | TurnInterrupted) -> list[Output]:
-        """Close all that is open. A command that still runs has answered the model; its rest comes later."""
+        """Close all that is open. A command that still runs has answered the model; its rest comes later.
+        Of one that a script called nobody knows: the script's end may have ended it, even before it began."""
         out: list[Output] = [SetTimer(_CLEANING, None)] if self._interrupting else []
         for key, call in list(self._calls.items()):
             running = not call.open and call.kind == "commandExecution"
             if running and not isinstance(body, TurnInterrupted):
-                output = ToolOutput(text=call.output)
-                out += self._completed(
-                    call, ToolCompleted(outcome="ok", output=output, reason=_STILL_RUNNING)
-                )
+                outcome, reason = ("unknown", "") if key[2].startswith("exec-") else ("ok", _STILL_RUNNING)
+                done = ToolCompleted(outcome=outcome, output=ToolOutput(text=call.output), reason=reason)
+                out += self._completed(call, done)
             else:
                 del self._calls[key]
                 self._abandoned.add(key)
@@ -471,7 +471,8 @@ class CodexTranslator:
         out: list[Output] = []
         if not given.allow and given.reason:
             # Before the decline, so that it is there when the model is asked again: Codex puts it right
-            # after the tool's result, which itself has no room for a reason.
+            # after the tool's result, which itself has no room for a reason. (A script in code mode yields
+            # at it: the model hears of the deny at once, and waits for the script's other calls if it likes.)
             text = f"The gate denied `{call.given.title}`: {given.reason}"
             out += self._put_in(thread, turn, f"gate_{call.item_id}", [{"type": "text", "text": text}])
         out.append(Send({"id": call.request, "result": _verdict(call.kind, given.allow)}))
