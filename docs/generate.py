@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that are made from the code: `python docs/generate.py`, checked for drift in tests.
+"""Writes the pages of docs/ made from the code: `python docs/generate.py`; tests check for drift.
 
 - `events.md` and `events.schema.json`: every kind of event, from `omnigent.events`.
 - `capabilities.md`: what each harness can, from the last run of `HarnessSuite` (tests/harnesses/results/).
@@ -39,8 +39,8 @@ def events_page() -> str:
     lines = [
         "# Events",
         "",
-        "Generated from `src/omnigent/events.py` by `docs/generate.py`. A session is a log of these, numbered",
-        "1, 2, 3, …; the envelope around each body is described in `architecture.md`. Times are integer UTC",
+        "Generated from `src/omnigent/events.py` by `docs/generate.py`. A session is a log of these,",
+        "numbered 1, 2, 3, …; the envelope around each body is described in `architecture.md`. Times are integer UTC",
         "milliseconds, money is integer nano-USD, and there are no floats.",
         "",
     ]
@@ -79,7 +79,9 @@ def errors_page() -> str:
         "| code | HTTP | exit | title |",
         "|---|---|---|---|",
     ]
-    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.OmnigentError)]
+    classes = [
+        c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.OmnigentError)
+    ]
     for error in sorted(classes, key=lambda c: (c.status, c.code)):
         lines.append(f"| `{error.code}` | {error.status} | {error.exit_code} | {error.title} |")
     return "\n".join(lines) + "\n"
@@ -102,7 +104,9 @@ def _fields(body: type[Body]) -> list[str]:
 
 
 def _type(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation).replace("omnigent.events.", "").replace("omnigent.actions.", "")
+    text = (
+        inspect.formatannotation(annotation).replace("omnigent.events.", "").replace("omnigent.actions.", "")
+    )
     return f"`{text}`".replace("|", "\\|").replace("typing.", "")
 
 

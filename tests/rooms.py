@@ -1,4 +1,4 @@
-"""A real runner process on a real link: session, log and hub in the test's own process, the agent below it."""
+"""A real runner process on a real link: session, log and hub in the test's process, the agent below it."""
 
 import asyncio
 import os

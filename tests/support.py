@@ -15,7 +15,7 @@ from typing import Any
 
 from omnigent import processes
 from omnigent.client import Client
-from omnigent.events import Event, parse_event, verify
+from omnigent.events import Body, Event, MessageSubmitted, parse_event, text_of, verify
 from omnigent.harnesses import Binary, install
 from omnigent.testing.scripted_model import RecordedRequest, ScriptedModel
 
@@ -44,13 +44,25 @@ def agent_binary(name: str, version: str) -> Binary:
     return Binary(name, (*runtime, str(found.program)), version, "managed", in_range=True)
 
 
-def wait_for[T](look: Callable[[], T], seconds: float, what: str) -> T:
+def wait_for[T](look: Callable[[], T | None], seconds: float, what: str) -> T:
     """The first truthy answer of `look`. Fails after `seconds`."""
     limit = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < limit, f"{what}: not within {seconds} s"
         time.sleep(0.02)
     return found
+
+
+def body_of[B: Body](event: Event, cls: type[B]) -> B:
+    """The event's body, which must be of that kind."""
+    body = event.body
+    assert isinstance(body, cls), event.kind
+    return body
+
+
+def submitted_text(event: Event) -> str:
+    """What a person wrote."""
+    return text_of(body_of(event, MessageSubmitted).content)
 
 
 def free_port() -> int:

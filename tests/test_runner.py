@@ -194,7 +194,7 @@ async def test_a_prompt_the_agent_swallows_is_noticed(tmp_path: Path) -> None:
 
 
 async def test_a_silent_command_and_a_slow_model_are_no_stall(tmp_path: Path) -> None:
-    script = plays(runs("sleep 1"), {"text": "slow", "delay_ms": 1000})
+    script = plays(runs("sleep 0.7"), {"text": "slow", "delay_ms": 700})
     async with open_room(tmp_path, script, stall_seconds=0.3) as room:
         await room.do("prompt", text="go")
         await room.until("turn.completed")

@@ -5,10 +5,10 @@ The one exception is `$OMNIGENT_HOME` itself, which says where everything is.
 
 import os
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from omnigent.errors import ConfigInvalid, HomeUnusable
 from omnigent.harnesses import Wire
@@ -35,6 +35,15 @@ class Key(_Section):
         return self
 
 
+class PriceSection(_Section):
+    """What a model costs, in USD per million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cache_read: float = Field(default=0, ge=0)
+    cache_write: float = Field(default=0, ge=0)
+
+
 class Provider(_Section):
     """A model API at a URL, with a key."""
 
@@ -47,6 +56,12 @@ class Provider(_Section):
     billing: Literal["metered", "subscription"] = "metered"
     context_tokens: int = Field(default=200_000, gt=1000)
     """The context window of its models, in tokens: a longer history is trimmed before it is handed over."""
+    prices: dict[str, PriceSection] = {}
+    """By model, for harnesses that know no price list of their own (Pi)."""
+
+
+McpName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$")]
+"""No double underscore: agents call a tool `mcp__server__tool`."""
 
 
 class McpServerSection(_Section):
@@ -89,7 +104,7 @@ class Config(_Section):
     """Per-harness defaults (`defaults.<harness>` in the file)."""
     runner: RunnerSettings = RunnerSettings()
     approvals: ApprovalSettings = ApprovalSettings()
-    mcp_servers: dict[str, McpServerSection] = {}
+    mcp_servers: dict[McpName, McpServerSection] = {}
     environment: tuple[str, ...] = ()
     """Further variables an agent may see, beside the built-in allow-list."""
 

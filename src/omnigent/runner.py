@@ -63,6 +63,7 @@ from omnigent.harnesses import (
     NativeRef,
     Ping,
     Pong,
+    Prices,
     Ready,
     Refuse,
     Say,
@@ -351,6 +352,7 @@ class Runner:
                 McpServer(raw["name"], tuple(raw["command"]), raw["environment"])
                 for raw in frame["mcp_servers"]
             ),
+            prices={model: Prices(**row) for model, row in frame["prices"].items()},
         )
 
     def _start(self, launch: Launch) -> None:

@@ -624,6 +624,7 @@ class Session:
                 {"name": server, "command": list(row.command), "environment": row.environment}
                 for server, row in house.config.mcp_servers.items()
             ],
+            "prices": {model: row.model_dump() for model, row in choice.provider.prices.items()},
             "grace_seconds": house.config.runner.grace_seconds,
             "stall_seconds": house.config.runner.stall_seconds,
         }

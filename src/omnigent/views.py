@@ -540,7 +540,7 @@ class _Folder:
         for name in _TOKENS:
             view.usage[name] = view.usage.get(name, 0) + getattr(body, name)
         if body.cost_nanousd is None:
-            view.cost_partial = True
+            view.cost_partial |= body.basis != "harness"
         else:
             view.cost_nanousd = (view.cost_nanousd or 0) + body.cost_nanousd
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import House, fresh_home, wait_for
+from support import House, body_of, fresh_home, submitted_text, wait_for
 
 from omnigent import processes
+from omnigent.events import MessageFailed
 from omnigent.testing.scripted_model import history_of
 
 HARNESSES = ["scripted", "claude-code", "codex", "pi"]
@@ -133,14 +134,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 def goes_on(house: House, session_id: str) -> None:
     """The next prompt runs on the same context: the first message is there, once."""
-    first = next(e for e in house.events(session_id) if e.kind == "message.submitted").body.content[0].text
+    first = submitted_text(next(e for e in house.events(session_id) if e.kind == "message.submitted"))
     before = len(house.model.requests)
     house.prompt(session_id, "AGAIN please")
     settled = house.settled(session_id)
     assert settled["last_turn"]["outcome"] == "completed", settled["last_turn"]
     request = next(r for r in house.model.requests[before:] if "AGAIN" in r.prompt)
     said = [item.text for item in history_of(request) if item.role == "user" and item.kind == "text"]
-    known = [event.body.code for event in house.events(session_id) if event.kind == "message.failed"]
+    failed = [event for event in house.events(session_id) if event.kind == "message.failed"]
+    known = [body_of(event, MessageFailed).code for event in failed]
     assert sum(first in text for text in said) == (0 if "not_delivered" in known else 1), said
 
 
@@ -149,7 +151,7 @@ def goes_on(house: House, session_id: str) -> None:
 def test_server_killed_and_back(house: House, harness: str, moment: Callable[[House, str], str]) -> None:
     """The same agent process finishes the same turn, and all it did is in the log, once."""
     session_id = moment(house, harness)
-    agents = {p for p in house.agent_processes(session_id)}
+    agents = set(house.agent_processes(session_id))
     turn = house.session(session_id)["turn"]
     assert turn is not None
     house.kill()
@@ -160,7 +162,7 @@ def test_server_killed_and_back(house: House, harness: str, moment: Callable[[Ho
     settled = house.settled(session_id, 60)
     assert settled["last_turn"] == {"id": turn["id"], "outcome": "completed"}
     if agents:
-        still = {p for p in house.agent_processes(session_id)}
+        still = set(house.agent_processes(session_id))
         assert agents & still, "another process finished the turn"
     kinds = house.kinds(session_id)
     assert kinds.count("harness.started") == 1

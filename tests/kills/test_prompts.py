@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import pytest
-from support import House, fresh_home, wait_for
+from support import House, fresh_home, submitted_text, wait_for
 
 from omnigent import processes
 from omnigent.client import Client
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class LossyDoor:
-    """A TCP relay to the server that sometimes swallows the answer: the request arrived, its answer doesn't."""
+    """A TCP relay that sometimes swallows the answer: the request arrived, its answer doesn't."""
 
     def __init__(self, port: int, chance: float, dice: random.Random) -> None:
         self._port = port
@@ -146,11 +146,11 @@ def test_prompts_survive_kills(house: House, harness: str, prompts: int) -> None
 def _judge(house: House, session_id: str, prompts: int) -> None:
     events = house.events(session_id)
     texts = {
-        event.item_id: event.body.content[0].text for event in events if event.kind == "message.submitted"
+        event.item_id or "": submitted_text(event) for event in events if event.kind == "message.submitted"
     }
-    assert sorted(texts.values()) == ["PROMPT %04d." % n for n in range(prompts)] + ["PROMPT first."]
+    assert sorted(texts.values()) == [f"PROMPT {n:04d}." for n in range(prompts)] + ["PROMPT first."]
     fates = {
-        kind: {event.item_id for event in events if event.kind == f"message.{kind}"}
+        kind: {event.item_id or "" for event in events if event.kind == f"message.{kind}"}
         for kind in ("delivered", "failed")
     }
     assert not fates["delivered"] & fates["failed"]

@@ -9,8 +9,9 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from support import House, fresh_home, wait_for
+from support import House, body_of, fresh_home, wait_for
 
+from omnigent.events import ItemUpdated, ToolCompleted
 from omnigent.testing.scripted_model import RecordedRequest, history_of
 
 AGENTS = ["claude-code", "codex", "pi"]
@@ -34,7 +35,11 @@ SCRIPT = {
         {
             "match": "BIG",
             "steps": [
-                {"tools": [{"tool": "$shell", "input": {"command": f"head -c {BIG} /dev/zero | tr '\\0' b"}}]},
+                {
+                    "tools": [
+                        {"tool": "$shell", "input": {"command": f"head -c {BIG} /dev/zero | tr '\\0' b"}}
+                    ]
+                },
                 {"text": "ANSWER-BIG"},
             ],
         },
@@ -106,7 +111,8 @@ def paired_once(request: RecordedRequest) -> int:
 
 def half_said(house: House, session_id: str) -> bool:
     """A durable piece of the text that is being streamed."""
-    return any(e.kind == "item.updated" and e.body.stream == "text" for e in house.events(session_id))
+    bodies = [event.body for event in house.events(session_id)]
+    return any(isinstance(body, ItemUpdated) and body.stream == "text" for body in bodies)
 
 
 @by_pair
@@ -159,7 +165,8 @@ def test_interrupted_image_and_big_output(house: House, source: str, target: str
     assert any(text.startswith("half half") for text in texts(there, "assistant"))
     assert paired_once(there) == 1
     carried = max(len(text) for text in results(there))
-    known = next(e for e in house.events(session_id) if e.kind == "tool.completed").body.output
+    ended = next(e for e in house.events(session_id) if e.kind == "tool.completed")
+    known = body_of(ended, ToolCompleted).output
     assert known.blob is not None or known.size < 32 * 1024
     assert carried >= min(known.size, BIG) * 0.9
 

@@ -80,11 +80,21 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class McpServer:
-    """A tool server the agent starts and speaks MCP with over stdio. It is the session's, not the vendor's."""
+    """A tool server the agent starts and speaks MCP with over stdio: the session's, not the vendor's."""
 
     name: str
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a model costs, in USD per million tokens."""
+
+    input: float
+    output: float
+    cache_read: float = 0.0
+    cache_write: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,8 @@ class Launch:
     instructions: str = ""
     mcp_servers: tuple[McpServer, ...] = ()
     """Handed to a harness that `mcp_servers`; their tools pass the gate like any other."""
+    prices: dict[str, Prices] = field(default_factory=dict[str, "Prices"])
+    """By model; a harness that counts costs by prices it is told uses these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +331,7 @@ class Harness(Protocol):
     def translator(self, launch: Launch, new_id: NewId) -> Translator: ...
 
     def holds(self, native_ref: str, private: Path, message_id: str, text: str) -> bool:
-        """Whether the native transcript holds this message (looked for after a crash before an acknowledgement)."""
+        """Whether the native transcript holds this message: asked after a crash before its acknowledgement."""
         ...
 
 

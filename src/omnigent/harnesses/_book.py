@@ -24,7 +24,6 @@ from omnigent.events import (
 from omnigent.harnesses import Emit, Output, Say
 from omnigent.ids import NewId
 
-
 _ITEM_STATUS: dict[type, ItemStatus] = {
     TurnCompleted: "complete",
     TurnInterrupted: "interrupted",

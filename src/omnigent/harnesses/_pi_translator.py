@@ -409,6 +409,10 @@ class PiTranslator:
             output_tokens=got,
             reasoning_tokens=_count(usage, "reasoning"),
         )
+        if str(message.get("model")) in self.launch.prices:
+            cost = _object(usage.get("cost")).get("total")
+            priced = round(cost * 1e9) if isinstance(cost, int | float) else None
+            body = body.model_copy(update={"cost_nanousd": priced, "basis": "harness"})
         return [Emit(body)]
 
     def run_started(self, _message: JSON) -> list[Output]:

@@ -16,6 +16,7 @@ from omnigent.harnesses import (
     Binary,
     Capabilities,
     Launch,
+    Prices,
     ProcessSpec,
     ToolRow,
     Translator,
@@ -60,6 +61,7 @@ class Pi:
         deny_reason=True,
         gate_fails_closed=True,
         reports_usage=True,
+        reports_cost=True,
         interrupts=True,
         steers=True,
         sets_model=True,
@@ -150,7 +152,8 @@ def _link_instructions(launch: Launch, home: Path) -> None:
 
 
 def _provider(launch: Launch, model: str, reasoning: bool = False) -> JSON:
-    """The gateway as a provider of Pi's. Prices are unknown here, so Pi's own cost figures mean nothing."""
+    """The gateway as a provider of Pi's. Pi counts costs by these prices; without them its figures mean nothing."""
+    price = launch.prices.get(model, Prices(0, 0))
     entry: JSON = {
         "id": model,
         "name": model,
@@ -158,7 +161,12 @@ def _provider(launch: Launch, model: str, reasoning: bool = False) -> JSON:
         "input": ["text", "image"],
         "contextWindow": _CONTEXT_WINDOW,
         "maxTokens": _MAX_TOKENS[launch.wire],
-        "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},
+        "cost": {
+            "input": price.input,
+            "output": price.output,
+            "cacheRead": price.cache_read,
+            "cacheWrite": price.cache_write,
+        },
     }
     if launch.wire == "openai-chat":
         # What every server that calls itself compatible understands.

@@ -301,14 +301,15 @@ def _schemas(bodies: dict[str, Any]) -> JSON:
 
 
 def _complete(operation: JSON, spec: JSON) -> None:
+    """State answers, body and headers. FastAPI has left out of `spec` what is None."""
     responses: JSON = operation["responses"]
     responses.pop("422", None)
     status = next(iter(responses))
     content: JSON = {}
-    if spec.get("shape"):
-        content["application/json"] = _ref(spec.get("shape"))
-    if spec.get("binary_out"):
-        content[spec.get("binary_out")] = {"schema": {"type": "string", "format": "binary"}}
+    if "shape" in spec:
+        content["application/json"] = _ref(spec["shape"])
+    if "binary_out" in spec:
+        content[spec["binary_out"]] = {"schema": {"type": "string", "format": "binary"}}
     if spec["stream"]:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses[status] = {"description": operation.get("summary", "")} | (
@@ -318,8 +319,8 @@ def _complete(operation: JSON, spec: JSON) -> None:
         "description": "A problem",
         "content": {"application/problem+json": _ref("Problem")},
     }
-    if spec.get("body"):
-        operation["requestBody"] = {"required": True, "content": {"application/json": _ref(spec.get("body"))}}
+    if "body" in spec:
+        operation["requestBody"] = {"required": True, "content": {"application/json": _ref(spec["body"])}}
     if spec["binary_in"]:
         zipped = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
         operation["requestBody"] = {"required": True, "content": zipped}
