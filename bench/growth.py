@@ -2,14 +2,13 @@
 
 import asyncio
 import secrets
-import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
 from http_calls import JSON, Connection
-from measure import Figure, Spread
+from measure import Figure, Spread, quantile
 from servers import OurServer, scratch
 
 from omnigent import events as ev
@@ -174,11 +173,12 @@ def _open(connection: Connection, session: str, size: int) -> float:
 def _flat(
     name: str, times: dict[int, list[float]], most_ms: float | None = None, slack_ms: float = FLAT_MS
 ) -> Figure:
-    medians = {size: statistics.median(samples) for size, samples in times.items()}
+    # Judged by the lower quartile: whoever shares the disk adds to a commit, and nobody takes away from it.
+    costs = {size: quantile(samples, 0.25) for size, samples in times.items()}
     shortest, longest = min(times), max(times)
-    ratio = medians[longest] / medians[shortest]
-    flat = medians[longest] <= FLAT * medians[shortest] + slack_ms
-    ok = flat and (most_ms is None or max(medians.values()) <= most_ms)
+    ratio = costs[longest] / costs[shortest]
+    flat = costs[longest] <= FLAT * costs[shortest] + slack_ms
+    ok = flat and (most_ms is None or max(costs.values()) <= most_ms)
     target = f"≤ {FLAT:g}×" + ("" if most_ms is None else f", ≤ {most_ms:g} ms")
     steps = ", ".join(f"{size:,}: {Spread.of(times[size]).text('ms')}" for size in times if size != shortest)
     return Figure(

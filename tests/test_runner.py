@@ -127,6 +127,7 @@ async def test_a_runner_of_an_older_epoch_ends_with_its_agent(tmp_path: Path) ->
         assert "tool.completed" not in await room.kinds()
 
 
+@pytest.mark.slow
 async def test_after_the_grace_nothing_is_left(tmp_path: Path) -> None:
     command = "setsid sleep 60 & (sleep 4; touch late) & sleep 60"
     async with open_room(tmp_path, plays(runs(command)), grace_seconds=0.5) as room:
@@ -143,6 +144,7 @@ async def test_after_the_grace_nothing_is_left(tmp_path: Path) -> None:
         assert not (room.home / "work" / "late").exists()
 
 
+@pytest.mark.slow
 async def test_a_killed_runner_takes_its_agent_along_and_the_next_prompt_goes_on(tmp_path: Path) -> None:
     async with open_room(tmp_path, {"turns": [{"match": "one", "steps": [runs(WAIT)]}]}) as room:
         await room.do("prompt", text="one")
@@ -193,6 +195,7 @@ async def test_a_prompt_the_agent_swallows_is_noticed(tmp_path: Path) -> None:
         await room.until("turn.completed", 2)  # it answers the ping, so it is left alone
 
 
+@pytest.mark.slow
 async def test_a_silent_command_and_a_slow_model_are_no_stall(tmp_path: Path) -> None:
     script = plays(runs("sleep 0.7"), {"text": "slow", "delay_ms": 700})
     async with open_room(tmp_path, script, stall_seconds=0.3) as room:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import make_repository
 
 from omnigent import events as ev
 from omnigent.commands import COMMAND
@@ -30,7 +31,6 @@ from omnigent.log import ListQuery
 from omnigent.sessions import CreateSession, ForkSession, PatchSession, Sessions
 from omnigent.testing.scripted_model import ScriptedModel
 from omnigent.workspace import checkpoint
-from support import make_repository
 
 pytestmark = pytest.mark.anyio
 

@@ -441,8 +441,8 @@ class UsageReported(Body):
     """Tokens of one completed model call (or of a turn, where the harness tells no more).
 
     `input_tokens` excludes cache reads and writes; `output_tokens` includes `reasoning_tokens`.
-    `cost_nanousd` null means unknown, never zero; with `basis` `harness` it is told in a report of its own, one
-    a turn, that has no tokens.
+    `cost_nanousd` null means unknown, never zero; with `basis` `harness` it is told with the whole turn, in a
+    report of scope `turn`.
     """
 
     KIND = "usage.reported"

@@ -225,15 +225,27 @@ class RunnerHub:
             while (frame := await frames.read_frame(reader)) is not None:
                 handle.heard_at = self._loop.time()
                 await self._hear(handle, frame)
-        except (Fenced, NotFound):  # NotFound: its session was deleted
+        except Fenced:
             writer.write(frames.pack({"type": "fenced"}))
         except (OmnigentError, ValidationError, KeyError):
-            logger.exception("a runner's frame could not be taken; its link is closed so that it tells again")
+            if await self._deleted(handle):
+                writer.write(frames.pack({"type": "fenced"}))
+            else:
+                logger.exception("a runner's frame can't be taken; its link is closed so that it tells again")
         finally:
             if handle.writer is writer:
                 handle.writer = None
                 handle.quiet.set()
             writer.close()
+
+    async def _deleted(self, handle: _Handle) -> bool:
+        """Whether the runner's session is no longer there."""
+        try:
+            if handle.lease is not None:
+                await self._log.head(handle.lease.session_id)
+        except NotFound:
+            return True
+        return False
 
     def _known(self, hello: JSON | None) -> _Handle | None:
         if hello is None or hello.get("type") != "hello":

@@ -477,6 +477,10 @@ class Runner:
             carried=self._carried(ready),
         )
         self._emit(body, agent=False)
+        names = [server["name"] for server in self._bound["mcp_servers"]]
+        if names and not capabilities.mcp_servers:
+            detail = f"{self._bound['harness']} takes no MCP servers; not handed over: {', '.join(names)}."
+            self._notice("mcp_servers_left_out", "warning", detail)
 
     def _carried(self, ready: Ready) -> Carried | None:
         """What the agent was told, with what the session had left out to make it fit."""

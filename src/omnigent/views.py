@@ -334,7 +334,7 @@ class _Folder:
         """The turn's message, if nobody said what became of it."""
         item_id: str | None = turn["message_id"]
         now = item_id and (self.items.get(item_id) or self.lookup(item_id))
-        if not now or turn["delivered"] or now["status"] not in ("submitted", "queued"):
+        if not now or turn["delivered"] or now.get("status") not in ("submitted", "queued"):
             return
         if outcome == "completed":
             self._put("message", item_id, status="delivered", delivered_as="turn")
@@ -346,7 +346,7 @@ class _Folder:
         view = self.view
         for item_id, type_ in view.texts.items():
             known = self.items.get(item_id) or self.lookup(item_id)
-            if known is not None and known["status"] == "open":
+            if known is not None and known.get("status") == "open":
                 self._put(type_, item_id, status=status)
         for item_id in view.calls:
             self._put("tool_call", item_id, status="cancelled" if status == "interrupted" else "unknown")
@@ -452,10 +452,10 @@ class _Folder:
             return  # its whole text is known
         now = self._put(type_, item_id, status="open")
         if type_ == "reasoning":
-            now["text"] = _splice(now["text"], body.offset, body.text)
+            now["text"] = _splice(now.get("text", ""), body.offset, body.text)
         else:
             now["role"] = "assistant"
-            text = "".join(part.get("text", "") for part in cast(list[JSON], now["content"]))
+            text = "".join(part.get("text", "") for part in cast(list[JSON], now.get("content", [])))
             now["content"] = [{"type": "text", "text": _splice(text, body.offset, body.text)}]
 
     # Tool calls and the gate.

@@ -9,7 +9,7 @@ from omnigent.events import TurnFailed, TurnInterrupted
 from omnigent.harnesses import Binary, Emit, Exited, Input, Interrupt, Launch, Raw, StartTurn
 from omnigent.harnesses.scripted import Scripted
 from omnigent.ids import new_id
-from omnigent.testing.harness_suite import RESULTS, HarnessSuite, matrix_markdown, read_results
+from omnigent.testing.harness_suite import RESULTS, HarnessSuite, capabilities_markdown, read_results
 
 
 class TestScripted(HarnessSuite):
@@ -53,10 +53,11 @@ def test_a_message_is_found_in_the_transcript(tmp_path: Path) -> None:
 def test_the_matrix_is_made_of_what_the_cases_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RESULTS, str(tmp_path))
     suite = TestScripted()
-    suite.record("one", ("steers", "images"), "yes")
-    suite.record("two", ("images",), "failed")
-    suite.record("three", ("subagents",), "no")
-    suite.record("four", (), "yes")
-    assert matrix_markdown(read_results(tmp_path)) == (
-        "| | scripted |\n|---|---|\n| images | failed |\n| steers | yes |\n| subagents | no |\n"
-    )
+    suite.record("steer", "yes")
+    suite.record("images_reach_the_model", "failed")
+    suite.record("a_subagents_call_is_gated", "no")
+    suite.record("ping", "yes")
+    rows = capabilities_markdown(read_results(tmp_path)).splitlines()
+    assert rows[:2] == ["| | scripted 1.0.0 |", "|---|---|"]
+    for row in ("| steers | yes |", "| images | failed |", "| subagents | no |", "| resumes | - |"):
+        assert row in rows

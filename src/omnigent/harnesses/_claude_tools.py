@@ -141,6 +141,8 @@ _DISABLED = (
 
 TOOLS: dict[str, ToolRow] = {
     **_GATED,
+    # Of the session's own servers; `understand` takes the name apart.
+    "mcp__*": ToolRow("gated"),
     **_HARMLESS,
     "WebSearch": ToolRow("hosted"),
     **{name: ToolRow("disabled") for name in _DISABLED},

@@ -8,7 +8,7 @@ agent and sub-agent, in any permission mode, waits for a day, and blocks when it
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 from uuid import uuid5
@@ -52,6 +52,7 @@ from omnigent.harnesses import (
     Refuse,
     Send,
     SetModel,
+    SetTimer,
     StartTurn,
     Steer,
     Tick,
@@ -72,6 +73,9 @@ _HOOKS: JSON = {
         {"matcher": None, "hookCallbackIds": ["gate"], "timeout": HELD_SECONDS, "onFailure": "block"}
     ]
 }
+_SERVERS = "servers"
+_SERVERS_SECONDS = 0.1
+"""How often to look whether the MCP servers are up."""
 _REFUSED_KEY = (401, 403)
 """Claude retries these for minutes; no retry mends a key."""
 
@@ -156,6 +160,10 @@ class ClaudeTranslator:
         self._streamed: set[str] = set()
         self._counted: Counter[str] = Counter()
         """Tokens reported by call since the last `result`."""
+        self._cost = 0.0
+        """What this process has cost so far, in USD."""
+        self._ready: Ready | None = None
+        """Kept back until the MCP servers are up."""
 
     def step(self, given: Input) -> list[Output]:
         match given:
@@ -179,7 +187,7 @@ class ClaudeTranslator:
             case Ping():
                 return [_control("ping", {"subtype": "mcp_status"})]
             case Tick():
-                return []
+                return [_control(_SERVERS, {"subtype": "mcp_status"})]
             case Exited():
                 return self._exit(given)
 
@@ -304,6 +312,8 @@ class ClaudeTranslator:
         match kind:
             case "hello":
                 return self._greeted(body, failed)
+            case "servers":
+                return self._served(objects(body.get("mcpServers")))
             case "ping":
                 return [Pong()]
             case "interrupt":
@@ -323,16 +333,39 @@ class ClaudeTranslator:
         launch = self._launch
         seeded = seeded_history(launch)
         how = "native_resume" if launch.native_ref else "seeded" if seeded else "new"
-        return [
-            Ready(
-                native_ref=native_session(launch),
-                version=version,
-                model=launch.model,
-                tools=tools.OFFERED,
-                how=how,
-                carried=transcripts.carried(seeded) if seeded else None,
-            )
+        ready = Ready(
+            native_ref=native_session(launch),
+            version=version,
+            model=launch.model,
+            tools=tools.OFFERED,
+            how=how,
+            carried=transcripts.carried(seeded) if seeded else None,
+        )
+        if not launch.mcp_servers:
+            return [ready]
+        self._ready = ready
+        return [_control(_SERVERS, {"subtype": "mcp_status"})]
+
+    def _served(self, servers: list[JSON]) -> list[Output]:
+        """Ready once each server is up or given up (Claude waits 30 s for one)."""
+        ready, states = self._ready, {text(server, "name"): server for server in servers}
+        names = [server.name for server in self._launch.mcp_servers]
+        if ready is None:
+            return []
+        if any(text(states.get(name, {}), "status") in ("", "pending") for name in names):
+            return [SetTimer(_SERVERS, _SERVERS_SECONDS)]
+        self._ready = None
+        up = [name for name in names if text(states[name], "status") == "connected"]
+        theirs = [
+            f"mcp__{name}__{text(tool, 'name')}" for name in up for tool in objects(states[name].get("tools"))
         ]
+        out: list[Output] = [replace(ready, tools=(*ready.tools, *theirs), mcp_servers=tuple(up))]
+        for name in names:
+            if name not in up:
+                why = text(states[name], "error") or text(states[name], "status")
+                detail = f"The MCP server {name} didn't start: {why}."
+                out.append(Emit(NoticeRaised(code="mcp_server_failed", level="warning", detail=detail)))
+        return out
 
     def _interrupted(self, body: JSON) -> list[Output]:
         """What Claude withdrew never ran; with nothing running there is no `result` to wait for."""
@@ -610,7 +643,8 @@ class ClaudeTranslator:
     # The end of a turn.
 
     def _rest_of_usage(self, frame: JSON) -> list[Output]:
-        """Calls that weren't streamed, a sub-agent's above all: what Claude counted beside those reported."""
+        """What Claude counted beside the calls reported: tokens of calls that weren't streamed, a sub-agent's
+        above all, and the turn's cost. That is by Claude's list of prices, a guess for a model not in it."""
         models = _object(frame, "model_usage_since_last_result")
         total: Counter[str] = Counter()
         for counted in models.values():
@@ -618,11 +652,19 @@ class ClaudeTranslator:
                 total[ours] += int(cast(JSON, counted).get(theirs) or 0)
         rest = total - self._counted
         self._counted.clear()
-        if not rest:
+        cost = frame.get("total_cost_usd")
+        spent = cost - self._cost if isinstance(cost, int | float) else None
+        self._cost += spent or 0
+        if not rest and spent is None:
             return []
         model = next(iter(models)) if len(models) == 1 else None
         report = UsageReported(
-            call_id=f"{text(frame, 'uuid')}/rest", source="harness", scope="turn", model=model
+            call_id=f"{text(frame, 'uuid')}/rest",
+            source="harness",
+            scope="turn",
+            model=model,
+            cost_nanousd=None if spent is None else max(0, round(spent * 1e9)),
+            basis="harness",
         )
         return [Emit(report.model_copy(update=dict(rest)))]
 
@@ -703,6 +745,7 @@ def _usage(call_id: str, model: str, usage: JSON) -> UsageReported:
         cache_write_tokens=tokens("cache_creation_input_tokens"),
         output_tokens=tokens("output_tokens"),
         reasoning_tokens=tokens("thinking_tokens", _object(usage, "output_tokens_details")),
+        basis="harness",
     )
 
 

@@ -7,7 +7,7 @@ writes the protocol.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from omnigent.events import (
@@ -79,6 +79,7 @@ from omnigent.harnesses._codex_tools import (
 )
 from omnigent.history import Image
 from omnigent.ids import NewId
+from omnigent.processes import MARKER
 
 TESTED: tuple[str, str] = ("0.163.0", "0.169.0")
 """The range the suite is run on, both ends included."""
@@ -88,6 +89,9 @@ KEY = "OMNIGENT_MODEL_KEY"
 
 _OUTPUT_TOKENS = 10_000
 """To what Codex cuts a tool's output by itself."""
+_SERVERS = "servers"
+_SERVERS_SECONDS = 60.0
+"""Seconds to wait for word of the MCP servers; Codex gives one up earlier."""
 _CLEANING = "cleaning"
 _CLEANING_SECONDS = 2.0
 """Seconds to wait for the last word on commands that an interrupt ended."""
@@ -162,6 +166,10 @@ class CodexTranslator:
     _totals: dict[str, JSON] = field(default_factory=dict[str, JSON])
     _reports: int = 0
     _said: set[str] = field(default_factory=set[str])
+    _servers: dict[str, str] = field(default_factory=dict[str, str])
+    """State of each MCP server as Codex tells it."""
+    _kept: Ready | None = None
+    """The handshake's end, kept back until the servers are up."""
 
     def __post_init__(self) -> None:
         self.book = Book(self.new_id)
@@ -188,6 +196,8 @@ class CodexTranslator:
                 return self._answer(given)
             case Ping():
                 return self._ask("thread/loaded/list", {}, lambda _result, _error: [Pong()])
+            case Tick(timer) if timer == _SERVERS:
+                return self._served()
             case Tick():
                 return self._end(self._ending) if self._ending else []
             case Exited():
@@ -269,19 +279,43 @@ class CodexTranslator:
         self.model = self.launch.model or cast(str | None, result.get("model"))
         history = self.launch.history
         if resumed or history is None or not history.entries:
-            return [self._ready("native_resume" if resumed else "new")]
+            return self._ready("native_resume" if resumed else "new")
         carried = _codex_history.carried(history)
 
         def seeded(result: JSON | None, error: str) -> list[Output]:
             if result is None:
                 return [Refuse("start_failed", f"Codex didn't take the history: {error}")]
-            return [self._ready("seeded", carried)]
+            return self._ready("seeded", carried)
 
         params: JSON = {"threadId": self.thread, "items": _codex_history.items_of(history)}
         return self._ask("thread/inject_items", params, seeded)
 
-    def _ready(self, how: StartedHow, carried: Carried | None = None) -> Ready:
-        return Ready(self.thread, self._version, self.model, how=how, carried=carried)
+    def _ready(self, how: StartedHow, carried: Carried | None = None) -> list[Output]:
+        self._kept = Ready(self.thread, self._version, self.model, how=how, carried=carried)
+        return [SetTimer(_SERVERS, _SERVERS_SECONDS)] if self._waits_for_servers() else self._served()
+
+    def _waits_for_servers(self) -> bool:
+        return any(self._servers.get(each.name) in (None, "starting") for each in self.launch.mcp_servers)
+
+    def _server_moved(self, params: JSON) -> list[Output]:
+        name, state = str(params.get("name")), str(params.get("status"))
+        if name not in [server.name for server in self.launch.mcp_servers]:
+            return []
+        self._servers[name] = state
+        out: list[Output] = []
+        if state in ("failed", "cancelled"):
+            detail = f"The MCP server {name} didn't start: {params.get('error') or state}."
+            out.append(Emit(NoticeRaised(code="mcp_server_failed", level="warning", detail=detail)))
+        return out if self._waits_for_servers() else [*out, *self._served()]
+
+    def _served(self) -> list[Output]:
+        """The handshake is over. What started later would be swept away by an interrupt."""
+        ready, self._kept = self._kept, None
+        if ready is None:
+            return []
+        up = tuple(name for name, state in self._servers.items() if state == "ready")
+        timer: list[Output] = [SetTimer(_SERVERS, None)] if self.launch.mcp_servers else []
+        return [*timer, replace(ready, mcp_servers=up)]
 
     def _unsupported(self, wrong: str) -> Refuse:
         low, high = TESTED
@@ -565,6 +599,8 @@ class CodexTranslator:
             case "thread/settings/updated":
                 wrong = _ungated(table(params.get("threadSettings")))
                 return [self._unsupported(wrong)] if wrong else []
+            case "mcpServer/startupStatus/updated":
+                return self._server_moved(params)
             case "error":
                 return self._failed(thread, params)
             case "warning" | "configWarning" | "model/rerouted" | "guardianWarning":
@@ -849,6 +885,18 @@ def _thread_config(launch: Launch) -> JSON:
         "shell_environment_policy": {"exclude": [KEY, "CODEX_HOME"]},
         "suppress_unstable_features_warning": True,
     }
+    if launch.mcp_servers:
+        # Codex gives them little of its own environment; by the marker they are found after a crash.
+        marker = {name: launch.environment[name] for name in (MARKER,) if name in launch.environment}
+        config["mcp_servers"] = {
+            server.name: {
+                "command": server.command[0],
+                "args": list(server.command[1:]),
+                "env": server.environment | marker,
+                "startup_timeout_sec": 30,
+            }
+            for server in launch.mcp_servers
+        }
     if launch.history and (tokens := _codex_history.longest_output(launch.history)) > _OUTPUT_TOKENS:
         # Else Codex would cut what it is seeded with. Its shell has a limit of its own.
         config["tool_output_token_limit"] = tokens

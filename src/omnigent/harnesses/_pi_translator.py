@@ -411,8 +411,8 @@ class PiTranslator:
         )
         if str(message.get("model")) in self.launch.prices:
             cost = _object(usage.get("cost")).get("total")
-            priced = round(cost * 1e9) if isinstance(cost, int | float) else None
-            body = body.model_copy(update={"cost_nanousd": priced, "basis": "harness"})
+            if isinstance(cost, int | float):
+                body = body.model_copy(update={"cost_nanousd": round(cost * 1e9), "basis": "harness"})
         return [Emit(body)]
 
     def run_started(self, _message: JSON) -> list[Output]:

@@ -58,7 +58,7 @@ async def open_agent(
     The environment is `spec.environment` and nothing else; its marker (`processes.MARKER`) is how the agent's
     processes are found if even the reaper is killed. At most `queue_size` outputs wait for the consumer, then
     the agent's stdout isn't read until there is room. A turn still open `interrupt_seconds` after an
-    `Interrupt` ends with the process; `close` lets it `grace_seconds` to go by itself.
+    `Interrupt` ends with the process; `close` lets it `grace_seconds` to go by itself if no turn is open.
 
     A program that can't be started is no error here: the reaper says why on stderr and exits with 127.
     Raises OSError if `spec.cwd` doesn't exist.
@@ -294,7 +294,10 @@ class _Session:
         self._filled.set()
 
     async def _close_when_asked(self) -> None:
+        """A turn that is open is cut: with its stdin closed the agent could go on with it, unheard."""
         await self._closing.wait()
+        if self._turn_open:
+            self._kill()
         if stdin := self._process.stdin:
             stdin.close()
         await self._exit_or_kill()

@@ -5,6 +5,7 @@ directory, and no setting source of the person or the workspace is read; their i
 """
 
 import json
+import os
 from pathlib import Path
 
 from omnigent.events import JSON
@@ -63,12 +64,14 @@ class ClaudeCode:
         deny_reason=True,
         gate_fails_closed=True,
         reports_usage=True,
+        reports_cost=True,
         interrupts=True,
         steers=True,
         sets_model=True,
         resumes=True,
         seeds_history=True,
         images=True,
+        mcp_servers=True,
         asks_questions=True,
         background_commands=True,
         subagents=True,
@@ -86,6 +89,7 @@ class ClaudeCode:
             folder.mkdir(parents=True, exist_ok=True)
         told = launch.private / "instructions.md"
         told.write_text(_instructions(launch), encoding="utf-8")
+        _write_servers(launch)
         session = native_session(launch)
         if seeded := seeded_history(launch):
             transcripts.seed(config, launch.workspace, session, seeded, launch.binary.version)
@@ -106,6 +110,29 @@ def _scratch(private: Path) -> Path:
     return private / "claude-tmp"
 
 
+def _servers(private: Path) -> Path:
+    return private / "claude-mcp.json"
+
+
+def _write_servers(launch: Launch) -> None:
+    """By a file that only its owner reads: a server's environment may hold a secret, and argv is public."""
+    path = _servers(launch.private)
+    path.unlink(missing_ok=True)
+    if not launch.mcp_servers:
+        return
+    servers: JSON = {
+        server.name: {
+            "type": "stdio",
+            "command": server.command[0],
+            "args": list(server.command[1:]),
+            "env": server.environment,
+        }
+        for server in launch.mcp_servers
+    }
+    with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump({"mcpServers": servers}, file)
+
+
 def _argv(launch: Launch, session: str, instructions: Path) -> tuple[str, ...]:
     resumed = launch.native_ref or seeded_history(launch)
     return (
@@ -115,6 +142,7 @@ def _argv(launch: Launch, session: str, instructions: Path) -> tuple[str, ...]:
         *("--permission-prompt-tool", "stdio", "--permission-mode", "manual"),
         *("--setting-sources", "", "--settings", json.dumps(_SETTINGS, separators=(",", ":"))),
         *("--strict-mcp-config", "--disable-slash-commands", "--no-chrome"),
+        *(("--mcp-config", str(_servers(launch.private))) if launch.mcp_servers else ()),
         *("--tools", ",".join(tools.OFFERED)),
         # The record of an earlier start would hide instructions that changed since.
         *("--append-system-prompt-file", str(instructions), "--system-prompt-snapshot", "off"),

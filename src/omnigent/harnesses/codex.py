@@ -47,6 +47,7 @@ class Codex:
         resumes=True,
         seeds_history=True,
         images=True,
+        mcp_servers=True,
         asks_questions=True,
         background_commands=True,
         subagents=True,

@@ -152,7 +152,7 @@ def _link_instructions(launch: Launch, home: Path) -> None:
 
 
 def _provider(launch: Launch, model: str, reasoning: bool = False) -> JSON:
-    """The gateway as a provider of Pi's. Pi counts costs by these prices; without them its figures mean nothing."""
+    """The gateway as a provider of Pi's. Without prices its own cost figures mean nothing."""
     price = launch.prices.get(model, Prices(0, 0))
     entry: JSON = {
         "id": model,

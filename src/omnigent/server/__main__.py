@@ -117,7 +117,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         # What was made for the start stays: the collector need not look at it at every full collection.
-        gc.collect()
+        # No collection first: imports have had several, and one more would delay the first answer by a tenth.
         gc.freeze()
         pid = os.getpid()
         record = {

@@ -25,6 +25,7 @@ from omnigent.events import (
     ReasoningCompleted,
     TextPart,
     ToolCompleted,
+    ToolRequested,
     ToolStarted,
     TurnCompleted,
     TurnFailed,
@@ -41,6 +42,7 @@ from omnigent.harnesses import (
     Harness,
     HarnessSession,
     Launch,
+    McpServer,
     NativeRef,
     ProcessSpec,
     Ready,
@@ -154,7 +156,7 @@ class Rig:
         assert isinstance(self.outputs[-1], Gone)
         assert processes.carrying(self.marker) == [], f"left behind: {self.command_lines()}"
         check_dialogue(self.outputs)
-        check_inventory(self.harness, self.model.requests)
+        check_inventory(self.harness, self.launch.mcp_servers, self.model.requests)
 
     @property
     def ready(self) -> Ready | None:
@@ -298,14 +300,19 @@ async def open_rig(
 def check_dialogue(outputs: list[SessionOutput]) -> None:
     """Requests before starts before ends; deltas add up to what was completed; no adapter stumbled."""
     requested: set[str] = set()
+    ungated: set[str] = set()
     open_calls: dict[str, bool] = {}
     deltas: dict[str, str] = {}
     for output in outputs:
         match output:
-            case Ask(item_id=item_id):
+            case Emit(body=ToolRequested(gated=True)):
+                raise AssertionError(f"a gated call that doesn't ask: {output}")
+            case Ask(item_id=item_id) | Emit(body=ToolRequested(), item_id=str(item_id)):
                 assert item_id not in requested, f"{item_id} was requested twice"
                 requested.add(item_id)
                 open_calls[item_id] = False
+                if isinstance(output, Emit):
+                    ungated.add(item_id)
             case Say(item_id, "text" | "reasoning", text):
                 deltas[item_id] = deltas.get(item_id, "") + text
             case Emit(body=ToolStarted(), item_id=str(item_id)):
@@ -313,7 +320,11 @@ def check_dialogue(outputs: list[SessionOutput]) -> None:
             case Emit(body=ToolCompleted() as done, item_id=str(item_id)):
                 started = open_calls.pop(item_id, None)
                 assert started is not None, f"{item_id} completed but was not open"
-                assert started or done.outcome not in ("ok", "error"), f"{item_id} ran without a verdict"
+                # The agent turns some calls down by itself (no such tool, bad input): those never start.
+                turned_down = done.outcome == "error" and item_id in ungated
+                assert started or turned_down or done.outcome not in ("ok", "error"), (
+                    f"{item_id} ran without a verdict"
+                )
             case Emit(body=MessageCompleted(status="complete", content=content), item_id=str(item_id)):
                 said = deltas.get(item_id, text_of(content))
                 assert said == text_of(content), f"the deltas {said!r} are not {text_of(content)!r}"
@@ -326,9 +337,14 @@ def check_dialogue(outputs: list[SessionOutput]) -> None:
     assert open_calls == {}, f"calls without an end: {open_calls}"
 
 
-def check_inventory(harness: Harness, requests: list[RecordedRequest]) -> None:
-    """Every tool the agent ever offered its model has a row, and none of them is one that is switched off."""
+def check_inventory(
+    harness: Harness, servers: tuple[McpServer, ...], requests: list[RecordedRequest]
+) -> None:
+    """Every tool the agent ever offered its model has a row, and none of them is one that is switched off;
+    those of MCP servers are of servers it was given."""
+    own = tuple(f"mcp__{server.name}__" for server in servers)
     for name in {name for request in requests for name in tools_of(request)}:
+        assert not name.startswith("mcp__") or name.startswith(own), f"{name} is of a foreign MCP server"
         row = next((row for key, row in harness.tools.items() if fnmatch.fnmatchcase(name, key)), None)
         assert row, f"the tool {name} has no row in the inventory"
         assert row.kind in ("gated", "harmless"), f"the tool {name} is offered but {row.kind}"
@@ -353,6 +369,24 @@ def parent_of(pid: int) -> int:
 def body_text(request: RecordedRequest) -> str:
     """All that the model was told, as plain text."""
     return "\n".join(item.text for item in history_of(request))
+
+
+def with_a_cut(flag: Path) -> Callable[[ProcessSpec], ProcessSpec]:
+    """The same program, whose stdin ends once the file `flag` is there; it itself may go on."""
+    between = (
+        "import os, select, subprocess, sys\n"
+        "child = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE)\n"
+        "while child.poll() is None and not os.path.exists(sys.argv[1]):\n"
+        "    if select.select([0], [], [], 0.05)[0]:\n"
+        "        data = os.read(0, 1 << 16)\n"
+        "        if not data: break\n"
+        "        child.stdin.write(data)\n"
+        "        child.stdin.flush()\n"
+        "child.stdin.close()\n"
+        "sys.exit(child.wait())\n"
+    )
+    head = (sys.executable, "-I", "-S", "-c", between, str(flag))
+    return lambda spec: replace(spec, argv=(*head, *spec.argv))
 
 
 def with_noise(spec: ProcessSpec) -> ProcessSpec:

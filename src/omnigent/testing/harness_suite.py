@@ -8,8 +8,8 @@ scripted model, no server. What a harness can't do is read from a file of expect
 needs one it lacks is skipped and recorded as "no". Less than expected fails, and so does more, until the file
 is changed.
 
-With OMNIGENT_SUITE_RESULTS set to a directory each case leaves its outcome there, for `read_results` and
-`matrix_markdown`.
+With OMNIGENT_SUITE_RESULTS set to a directory each case leaves its outcome there, for `read_results`,
+`capabilities_markdown` and `cases_markdown`.
 """
 
 import base64
@@ -18,17 +18,18 @@ import json
 import os
 import secrets
 import signal
+import sys
 import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from omnigent.actions import Exec, FileWrite
+from omnigent.actions import Exec, FileWrite, Mcp
 from omnigent.events import (
     JSON,
     MessageDelivered,
@@ -47,8 +48,10 @@ from omnigent.harnesses import (
     Gone,
     Harness,
     Interrupt,
+    McpServer,
     Ping,
     Pong,
+    Prices,
     Say,
     SetModel,
     Verdict,
@@ -56,6 +59,7 @@ from omnigent.harnesses import (
 )
 from omnigent.history import AssistantMessage, History, Image, ToolCall, UserMessage
 from omnigent.registry import harness as find_harness
+from omnigent.testing import mcp_server
 from omnigent.testing.harness_rig import (
     Rig,
     Turn,
@@ -65,29 +69,38 @@ from omnigent.testing.harness_rig import (
     find_secret,
     hold,
     open_rig,
+    with_a_cut,
     with_noise,
 )
-from omnigent.testing.scripted_model import history_of, tools_of
+from omnigent.testing.scripted_model import Item, history_of, tools_of
 
 RESULTS = "OMNIGENT_SUITE_RESULTS"
 
-type Case[S] = Callable[[S, Path], Awaitable[None]]
+type Results = dict[str, dict[str, dict[str, str]]]
+"""harness → version → case → `yes`, `no` or `failed`."""
+
+CASES: dict[str, tuple[str, ...]] = {}
+"""Every case of the suite, and the capabilities it proves; without one it is asked of every harness."""
 
 
-def case[S: "HarnessSuite"](*needs: str) -> Callable[[Case[S]], Case[S]]:
+def case[**P](*needs: str) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Awaitable[None]]]:
     """A case of the suite, and the capabilities it proves."""
 
-    def wrap(test: Case[S]) -> Case[S]:
+    def wrap(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+        name = test.__name__.removeprefix("test_")
+        CASES.setdefault(name, needs)
+
         @functools.wraps(test)
-        async def run(self: S, tmp_path: Path) -> None:
-            name = test.__name__.removeprefix("test_")
+        async def run(*args: P.args, **given: P.kwargs) -> None:
+            self = args[0]
+            assert isinstance(self, HarnessSuite)
             missing = [need for need in needs if not self.expected()[need]]
             if missing:
-                self.record(name, needs, "no")
+                self.record(name, "no")
                 pytest.skip(f"{self.harness}: no {', '.join(missing)}, as {self.expected_file.name} says")
-            self.record(name, needs, "failed")
-            await test(self, tmp_path)
-            self.record(name, needs, "yes")
+            self.record(name, "failed")
+            await test(*args, **given)
+            self.record(name, "yes")
 
         return run
 
@@ -107,6 +120,8 @@ class HarnessSuite:
     other_model: ClassVar[str] = "other-model"
     hold_seconds: ClassVar[float] = 150.0
     """How long the long ask is held, in real time."""
+    alone_seconds: ClassVar[float] = 5.0
+    """How long an agent that nobody can answer is watched, if it doesn't end by itself."""
     later_output: ClassVar[JSON] = {"tool": "$stdin", "input": {"text": ""}}
     """The tool call by which this agent looks at what a background command has printed meanwhile."""
 
@@ -128,12 +143,11 @@ class HarnessSuite:
     def expected(self) -> dict[str, bool]:
         return json.loads(self.expected_file.read_text())[self.harness]
 
-    def record(self, name: str, needs: tuple[str, ...], outcome: str) -> None:
+    def record(self, name: str, outcome: str) -> None:
         if folder := os.environ.get(RESULTS):
-            # A class per tested version: a case that fails on one of them is a failed case.
-            path = Path(folder) / self.harness / f"{type(self).__name__}.{name}.json"
+            path = Path(folder) / self.harness / self.binary().version / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"case": name, "needs": needs, "outcome": outcome}) + "\n")
+            path.write_text(outcome + "\n")
 
     @asynccontextmanager
     async def rig(self, place: Path, *turns: JSON, opened: bool = True) -> AsyncGenerator[Rig]:
@@ -296,6 +310,25 @@ class HarnessSuite:
             assert isinstance(turn.end, TurnFailed | TurnInterrupted)
             assert not (rig.workspace / "ran").exists()
 
+    @case("gate_fails_closed")
+    async def test_nobody_left_to_answer_allows_nothing(self, tmp_path: Path) -> None:
+        """The agent's stdin ends while a call waits; what it does then by itself must not be the call."""
+        async with self.rig(
+            tmp_path, one_call("run it", call("$shell", command="touch ran")), opened=False
+        ) as rig:
+            cut = rig.home / "cut"
+            rig.wrap = with_a_cut(cut)
+            await rig.open()
+            rig.judge = hold
+            turn = await rig.start("run it")
+            await rig.asked(turn)
+            cut.touch()
+            began = time.monotonic()
+            await rig.until(lambda: rig.over or time.monotonic() - began > self.alone_seconds, 60, "its end")
+            await rig.close()
+            assert turn.end
+            assert not (rig.workspace / "ran").exists()
+
     @case("asks_before_tools")
     async def test_two_calls_in_one_message(self, tmp_path: Path) -> None:
         steps = [
@@ -456,6 +489,36 @@ class HarnessSuite:
         await rig.send(Interrupt())
         await rig.until(lambda: turn.end is not None, 5, "the interrupted turn's end")
 
+    # Tool servers.
+
+    @case("mcp_servers", "asks_before_tools", "deny_reason")
+    async def test_calls_of_an_mcp_server(self, tmp_path: Path) -> None:
+        def note(text: str) -> JSON:
+            return {"tool": "$mcp", "input": {"server": "notes", "tool": "note", "args": {"text": text}}}
+
+        turns = [one_call("first", note("one-51")), one_call("second", note("two-52"))]
+        async with self.rig(tmp_path, *turns, opened=False) as rig:
+            notes, secret = rig.home / "notes", f"mcp-{secrets.token_hex(8)}"
+            environment = {"NOTES": str(notes), "NOTES_TOKEN": secret}
+            command = (sys.executable, "-I", "-S", mcp_server.__file__)
+            server = McpServer("notes", command, environment)
+            rig.launch = replace(rig.launch, mcp_servers=(server,))
+            assert (await rig.open()).mcp_servers == ("notes",)
+            lines = rig.command_lines().values()
+            assert any(mcp_server.__file__ in line for line in lines), "ready, but the server isn't up"
+            assert not any(secret in line for line in lines)
+            turn = await rig.turn("first")
+            (ask,) = turn.asks
+            assert ask.body.actions == (Mcp(server="notes", tool="note"),)
+            done = turn.completion(ask)
+            assert done
+            assert (done.outcome, done.output.text) == ("ok", "noted: one-51")
+            rig.judge = deny("no-more-notes-53")
+            denied = await rig.turn("second")
+            assert [done.outcome for ask in denied.asks if (done := denied.completion(ask))] == ["denied"]
+            assert "no-more-notes-53" in body_text(rig.requests()[-1])
+            assert notes.read_text() == "one-51\n"
+
     # Steering, models, meters.
 
     @case("steers")
@@ -500,9 +563,15 @@ class HarnessSuite:
 
     @case("reports_cost")
     async def test_cost(self, tmp_path: Path) -> None:
-        async with self.rig(tmp_path) as rig:
-            turn = await rig.turn("hello")
-            assert all(report.cost_nanousd is not None for report in turn.bodies(UsageReported))
+        """Each turn is priced, a call at a time or as a whole."""
+        async with self.rig(tmp_path, opened=False) as rig:
+            rig.launch = replace(rig.launch, prices={self.model: Prices(input=3, output=15)})
+            await rig.open()
+            for text in ("hello", "and again"):
+                turn = await rig.turn(text)
+                costs = [report.cost_nanousd for report in turn.bodies(UsageReported)]
+                assert sum(cost or 0 for cost in costs) > 0
+                assert all(report.basis == "harness" for report in turn.bodies(UsageReported))
 
     @case("images")
     async def test_images_reach_the_model(self, tmp_path: Path) -> None:
@@ -535,16 +604,26 @@ class HarnessSuite:
 
     # Failures.
 
-    @pytest.mark.parametrize("status", [400, 401])
-    async def test_an_error_of_the_model_fails_the_turn(self, tmp_path: Path, status: int) -> None:
+    @case()
+    async def test_an_error_of_the_model_fails_the_turn(self, tmp_path: Path) -> None:
+        await self.check_error(tmp_path, 400)
+
+    @case()
+    async def test_a_refused_key_fails_the_turn(self, tmp_path: Path) -> None:
+        await self.check_error(tmp_path, 401)
+
+    async def check_error(self, tmp_path: Path, status: int) -> None:
         fault = {"status": status, "message": "the-vendor-says-no-9"}
-        async with self.rig(tmp_path, {"match": "fail", "steps": [{"error": fault}]}) as rig:
+        # First, since some agents tell a failed prompt again with the next one.
+        after = {"match": "go on", "steps": [{"text": "went on"}]}
+        async with self.rig(tmp_path, after, {"match": "fail", "steps": [{"error": fault}]}) as rig:
             turn = await rig.start("fail now")
             end = await rig.end(turn)
             assert isinstance(end, TurnFailed)
             assert end.code == "agent_error"
-            assert "the-vendor-says-no-9" in end.detail
-            assert (await rig.turn("go on")).text
+            # Of a refused key some tell the status alone.
+            assert "the-vendor-says-no-9" in end.detail or (status == 401 and "401" in end.detail)
+            assert (await rig.turn("go on")).text == "went on"
 
     @case()
     async def test_a_passing_error_is_retried(self, tmp_path: Path) -> None:
@@ -559,7 +638,7 @@ class HarnessSuite:
     @case("resumes")
     async def test_a_killed_agent_is_resumed(self, tmp_path: Path) -> None:
         steps = [
-            {"tools": [call("$shell", command="echo x >> ran; echo noted-12")]},
+            {"tools": [call("$shell", command="echo x >> ran; echo no''ted-12")]},
             {"text": "half a sen", "hang": True},
         ]
         after = {"match": "and after that", "steps": [{"text": "went on"}]}
@@ -567,6 +646,10 @@ class HarnessSuite:
             await rig.turn("something to know: 77")
             turn = await rig.start("begin it")
             await rig.until(lambda: "half" in turn.said("text"), what="the half sentence")
+            # Some write a result into their transcript a moment after they have told it to the model.
+            await rig.until(
+                lambda: bool(find_secret("noted-12", rig.launch.private)), what="the result on the disk"
+            )
             os.kill(rig.agent(), signal.SIGKILL)
             end = await rig.end(turn, 10)
             assert isinstance(end, TurnFailed)
@@ -594,20 +677,15 @@ class HarnessSuite:
             await rig.turn("what was before?")
             first = rig.requests()[0]
             told = [item for item in history_of(first) if item.role != "system"]
-            assert [(item.role, item.kind) for item in told if any(mark in item.text for mark in MARKS)] == [
-                ("user", "text"),
-                ("assistant", "text"),
-                ("assistant", "call"),
-                ("user", "result"),
-                ("assistant", "call"),
-                ("user", "result"),
-                ("assistant", "text"),
-                ("user", "text"),
-                ("assistant", "call"),
+            assert dialogue_of(told) == [
+                ("user", "first-words-31"),
+                ("assistant", "found-it-32"),
+                ("call", "ls-33", "listed-34"),
+                ("call", "cat-35", "dump-36"),
+                ("assistant", "summed-37"),
+                ("user", "again-38"),
+                ("call", "sleep-39", ""),
             ]
-            calls = [item.call_id for item in told if item.kind == "call"]
-            assert calls == [item.call_id for item in told if item.kind == "result"]
-            assert len(set(calls)) == 3
             assert any(len(item.text) >= LONG for item in told if item.kind == "result")
             assert told[-1].text.strip().endswith("what was before?")
             if self.expected()["images"]:
@@ -658,6 +736,31 @@ def delivered(turn: Turn) -> list[tuple[str | None, str]]:
     """The messages the agent acknowledged: (id, as)."""
     emits = (output for output in turn.outputs if isinstance(output, Emit))
     return [(emit.item_id, emit.body.as_) for emit in emits if isinstance(emit.body, MessageDelivered)]
+
+
+def dialogue_of(told: list[Item]) -> list[tuple[str, ...]]:
+    """What of `MARKS` was said, in order: (role, text), and (`call`, input, result) for a call.
+
+    Whether calls of one message come before their results or each with its own is the wire's affair.
+    """
+
+    def mark(text: str) -> str:
+        return next((mark for mark in MARKS if mark in text), "")
+
+    said: list[tuple[str, ...]] = []
+    waiting: list[str] = []
+    for item in told:
+        if item.kind == "result":
+            waiting.remove(item.call_id)
+        elif item.kind == "call":
+            (result,) = (one for one in told if one.kind == "result" and one.call_id == item.call_id)
+            waiting.append(item.call_id)
+            said.append(("call", mark(item.text), mark(result.text)))
+        elif found := mark(item.text):
+            assert not waiting, f"a call without its result before {found}"
+            said.append((item.role, found))
+    assert not waiting
+    return said
 
 
 def runs(ask: Ask, part: str) -> bool:
@@ -760,28 +863,41 @@ def plant_everything(workspace: Path, home: Path) -> None:
     put(home / ".pi/agent/extensions/planted.ts", extension)
 
 
-# What the runs found, as a table.
+# What the runs found, as tables.
 
 
-def read_results(folder: Path) -> dict[str, dict[str, JSON]]:
-    """harness → case → what it left in the results directory."""
-    results: dict[str, dict[str, JSON]] = {}
-    for path in sorted(folder.glob("*/*.json")):
-        results.setdefault(path.parent.name, {})[path.stem] = json.loads(path.read_text())
+def read_results(folder: Path) -> Results:
+    """What the cases left in the results directory."""
+    results: Results = {}
+    for path in sorted(folder.glob("*/*/*")):
+        versions = results.setdefault(path.parts[-3], {})
+        versions.setdefault(path.parts[-2], {})[path.name] = path.read_text().strip()
     return results
 
 
-def matrix_markdown(results: dict[str, dict[str, JSON]]) -> str:
-    """The capabilities. `yes`: every case that proves it passed; `failed`: one didn't; `no`: not claimed."""
-    harnesses = sorted(results)
-    needs = {need for cases in results.values() for it in cases.values() for need in it["needs"]}
-    rows = [f"| | {' | '.join(harnesses)} |", "|---" * (len(harnesses) + 1) + "|"]
-    for capability in sorted(needs):
-        cells = [_outcome(results[harness], capability) for harness in harnesses]
-        rows.append(f"| {capability.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+def capabilities_markdown(results: Results) -> str:
+    """`yes`: every case that proves it passed; `failed`: one didn't; `no`: it lacks it; `-`: not run."""
+    capabilities = sorted({need for needs in CASES.values() for need in needs})
+
+    def cell(outcomes: dict[str, str], capability: str) -> str:
+        found = {outcome for name, outcome in outcomes.items() if CASES.get(name) == (capability,)}
+        others = {outcome for name, outcome in outcomes.items() if capability in CASES.get(name, ())}
+        # A case that needs several things and lacks another says nothing of this one.
+        found = (found or others - {"no"} or others) | others & {"failed"}
+        return next((word for word in ("failed", "yes", "no") if word in found), "-")
+
+    return _table(results, capabilities, cell)
 
 
-def _outcome(cases: dict[str, JSON], capability: str) -> str:
-    outcomes = {it["outcome"] for it in cases.values() if capability in it["needs"]}
-    return next((word for word in ("failed", "yes", "no") if word in outcomes), "not run")
+def cases_markdown(results: Results) -> str:
+    return _table(results, list(CASES), lambda outcomes, name: outcomes.get(name, "-"))
+
+
+def _table(results: Results, rows: list[str], cell: Callable[[dict[str, str], str], str]) -> str:
+    columns = [(harness, version) for harness in sorted(results) for version in sorted(results[harness])]
+    lines = [f"| | {' | '.join(f'{harness} {version}' for harness, version in columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in rows:
+        cells = [cell(results[harness][version], row) for harness, version in columns]
+        lines.append(f"| {row.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
