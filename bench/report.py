@@ -19,21 +19,21 @@ from omnigent import __version__
 
 CAUSES = {
     "warm first token": (
-        "three durable commits lie on the way, one after another: the prompt, that the agent has it, and that it "
-        "began to answer, which is stored before its first delta is shown. Each costs an fdatasync (see the top) "
-        "and its turn on a core; the rest is the hops between six processes. With a model that takes time the "
-        "second commit is hidden behind it."
+        "three durable commits lie on the way, one after another: the prompt, that the agent has it, and "
+        "that it began to answer, which is stored before its first delta is shown. Each costs an fdatasync "
+        "(see the top); the rest is the hops between six processes, each waiting for a core. With a model "
+        "that takes time the second commit is hidden behind it."
     ),
     "cold first token": (
-        "the agent's own start is most of it and takes a whole core; beside it run the runner's launch, a git "
-        "checkpoint and, up to 2 s later, the start of the next spare runner, on the same cores."
+        "the agent's own start is most of it and takes a whole core; beside it run the runner's launch and, "
+        "up to 2 s later, the start of the next spare runner."
     ),
     "log: fork in the middle": (
-        "the view at the cut is folded on from the nearest kept one, up to 64 events or some 2 ms of processor "
-        "time, whatever the log's length; beyond that it waited for a core or for the disk."
+        "the view at the cut is folded on from the nearest kept one, up to 64 events or some 2 ms of "
+        "processor time, whatever the log's length; beyond that it waited for a core or for the disk."
     ),
-    "server start": "three quarters are imports, and of these two thirds FastAPI and its OpenAPI models.",
-    "`omnigent": "imports of the standard library (argparse, http.client, typing), stretched by a busy machine.",
+    "server start": "nearly all of it is imports, most of them FastAPI with its OpenAPI models.",
+    "`omnigent": "imports of the standard library (argparse, http.client, typing) on a busy machine.",
 }
 """Part of a figure's name → why it misses its target. Written by hand, after looking."""
 LIBRARIES = ("fastapi", "starlette", "uvicorn", "uvloop", "pydantic")

@@ -1,10 +1,21 @@
-"""Fixtures every test may use. One async backend: asyncio."""
+"""Fixtures every test may use, and which tests are slow. One async backend: asyncio."""
 
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+REAL_AGENTS = {"binary", "newest", "lab", "agents_home"}
+"""Fixtures that stand for an installed agent: whoever uses one runs in the long lane."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and REAL_AGENTS & set(item.fixturenames):
+            item.add_marker("slow")
+    # What waits longest begins first, beside everything else.
+    items.sort(key=lambda item: not item.get_closest_marker("first"))
 
 
 @pytest.fixture

@@ -59,6 +59,8 @@ KEY = "key: {env: K}"
         ("providers: {p: {api: openai-chat, key: {}}}", "exactly one of env, secret, command"),
         ("providers: {p: {api: openai-chat, key: {env: A, secret: b}}}", "providers.p.key"),
         ("runner: {grace_seconds: 0}", "runner.grace_seconds"),
+        ("mcp_servers: {a__b: {command: [x]}}", "mcp_servers.a__b"),
+        ("providers: {p: {api: openai-chat, key: {env: A}, prices: {m: {input: 1}}}}", "prices.m.output"),
         ("a: b: c", "line 1"),
     ],
 )

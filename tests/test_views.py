@@ -287,6 +287,13 @@ def test_unknown_cost_makes_the_sum_a_lower_bound_never_zero() -> None:
     assert folded(Draft(used[0]))[0].cost_nanousd is None
 
 
+def test_calls_priced_with_their_turn_leave_no_gap_in_the_sum() -> None:
+    call = ev.UsageReported(call_id="c", source="harness", scope="call", input_tokens=3, basis="harness")
+    turn = ev.UsageReported(call_id="t", source="harness", scope="turn", cost_nanousd=7, basis="harness")
+    view, _ = folded(Draft(call), Draft(turn))
+    assert (view.usage["input_tokens"], view.cost_nanousd, view.cost_partial) == (3, 7, False)
+
+
 def test_the_safe_place_to_fork_is_before_the_open_turn() -> None:
     assert folded(*BEGUN, requested())[0].safe_seq == 2
     assert folded(*BEGUN, COMPLETED)[0].safe_seq == 6

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from omnigent import frames, processes, reaper, workspace
+from omnigent import __version__, frames, processes, reaper, workspace
 from omnigent.events import (
     JSON,
     Body,
@@ -251,7 +251,7 @@ class Runner:
         match frame["type"]:
             case "launch":
                 self._bound = frame
-                self._start(self._launch(frame))
+                self._start(frame)
             case "resume":
                 self._resume(frame["acked"])
             case "ack":
@@ -355,8 +355,8 @@ class Runner:
             prices={model: Prices(**row) for model, row in frame["prices"].items()},
         )
 
-    def _start(self, launch: Launch) -> None:
-        task = self._loop.create_task(self._drive(launch))
+    def _start(self, frame: JSON) -> None:
+        task = self._loop.create_task(self._drive(frame))
         self._tasks.add(task)
         task.add_done_callback(self._driven)
 
@@ -375,7 +375,12 @@ class Runner:
         self._ending = "failed_to_start"
         self._end_if_told()
 
-    async def _drive(self, launch: Launch) -> None:
+    async def _drive(self, frame: JSON) -> None:
+        try:
+            launch = self._launch(frame)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._failed_to_start(_misread(error))
+            return
         assert self._gateway is not None and self._bound is not None
         await self._gateway.start()
         self._harness = find_harness(self._bound["harness"])
@@ -638,6 +643,16 @@ class Runner:
         elif self._stalled and self._pinged_at and at - self._pinged_at >= PING_SECONDS:
             self._pinged_at = None
             await self._agent.send(Interrupt())
+
+
+def _misread(error: Exception) -> str:
+    """Why a launch can't be read, without its values. Servers and runners of one version never come to this:
+    the program was replaced under a running server."""
+    what = f" {error}" if isinstance(error, KeyError | TypeError) else ""
+    return (
+        f"The runner ({__version__}) can't read what the server sent it ({type(error).__name__}{what}): "
+        "they are of different versions. Run `omnigent server stop`, then any command."
+    )
 
 
 _EXIT_REASONS = {"closed", "idle", "switched", "crashed", "grace_expired"}

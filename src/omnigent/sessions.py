@@ -25,6 +25,7 @@ from omnigent.errors import (
     MissingBinary,
     NotFound,
     TooLarge,
+    WorkspaceMissing,
 )
 from omnigent.events import JSON, Actor, Draft
 from omnigent.ids import Clock, NewId
@@ -231,9 +232,9 @@ class Sessions:
             return await self.describe(known), True
         name = harness_name(request.harness or self.config.harness)
         adapter = find_harness(name)
-        path = workspace.existing(request.workspace or Path.cwd())
-        adapter.locate(self.home)
+        path = _workspace(request.workspace)
         choice = choose(self.config, adapter, request.provider, request.model)
+        adapter.locate(self.home)
         session_id = self._house.new_id("ses")
         body = ev.SessionCreated(
             title=request.title,
@@ -291,7 +292,6 @@ class Sessions:
             )
         name = harness_name(request.harness or parent.harness)
         adapter = find_harness(name)
-        adapter.locate(self.home)
         same = name == parent.harness
         choice = choose(
             self.config,
@@ -299,6 +299,7 @@ class Sessions:
             request.provider or (parent.provider if same else None),
             request.model or (parent.model if same else None),
         )
+        adapter.locate(self.home)
         session_id = self._house.new_id("ses")
         kept = await self.log.read(
             parent_id, before=at_seq + 1, kinds=[ev.WorkspaceCheckpointed.KIND], newest=True, limit=1
@@ -331,7 +332,7 @@ class Sessions:
     ) -> Path:
         """The fork's own files; `kept` is the last checkpoint up to the cut, if there is one."""
         if request.workspace is not None:
-            return workspace.existing(request.workspace)
+            return _workspace(request.workspace)
         if request.share_workspace:
             return workspace.existing(parent.workspace)
         body = kept[0].body if kept else None
@@ -462,6 +463,14 @@ class Sessions:
 
 
 _USAGE = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+
+
+def _workspace(named: str | None) -> Path:
+    """The directory that was named. Nothing is relative to the server's own, which is nobody's wish."""
+    if named and (named.startswith("~") or Path(named).is_absolute()):
+        return workspace.existing(named)
+    detail = f"workspace is {named!r}, which is no absolute path." if named else "workspace is missing."
+    raise WorkspaceMissing(detail, hint="Give a directory's absolute path.", path="workspace")
 
 
 def item_json(row: Any) -> JSON:

@@ -31,7 +31,7 @@ class Checkpoint:
 
 def existing(path: str | Path) -> Path:
     """The workspace as an absolute path. Raises `WorkspaceMissing`."""
-    workspace = Path(path).expanduser().absolute()
+    workspace = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 (Path's raises for an unknown user)
     if not workspace.is_dir():
         what = "is a file, not a directory" if workspace.exists() else "doesn't exist"
         raise WorkspaceMissing(

@@ -53,6 +53,7 @@ from omnigent.harnesses import (
     Input,
     Interrupt,
     Launch,
+    McpServer,
     Opened,
     Output,
     Ping,
@@ -64,6 +65,7 @@ from omnigent.harnesses import (
     Send,
     SessionOutput,
     SetModel,
+    SetTimer,
     StartTurn,
     Steer,
     Tick,
@@ -91,6 +93,7 @@ def installed(version: str) -> Binary:
 
 
 class TestNewest(HarnessSuite):
+    pytestmark = pytest.mark.slow
     harness = "claude-code"
     expected_file = Path(__file__).with_name("expected_capabilities.json")
     # Claude tells its model which file the output goes to.
@@ -103,7 +106,6 @@ class TestNewest(HarnessSuite):
 
 class TestOldest(TestNewest):
     version = ClaudeCode.versions[0]
-    hold_seconds = 2.0
 
 
 def bash(command: str, **more: Any) -> dict[str, Any]:
@@ -344,7 +346,9 @@ async def test_turn_streams_text_and_reasoning_and_reports_usage(lab: Lab) -> No
         says = [o.text for o in agent.outputs if isinstance(o, Say) and o.stream == "text"]
         assert len(says) > 1 and "".join(says) == "Hello there!"
         assert [body.text for body in agent.bodies(ReasoningCompleted)] == ["hmm"]
-        (used,) = agent.bodies(UsageReported)
+        used, priced = agent.bodies(UsageReported)
+        assert (priced.scope, priced.input_tokens, priced.output_tokens) == ("turn", 0, 0)
+        assert priced.cost_nanousd and used.cost_nanousd is None
         assert (used.input_tokens, used.output_tokens) == (11, 7)
         assert (used.cache_read_tokens, used.cache_write_tokens) == (5, 3)
 
@@ -480,7 +484,8 @@ async def test_every_offered_tool_has_a_row(lab: Lab) -> None:
     offered = tools_of(lab.model.requests[0])
     kinds = {name: ClaudeCode.tools[name].kind for name in offered}
     assert set(kinds.values()) == {"gated", "harmless"} and "Bash" in kinds
-    assert set(kinds) == {name for name, row in ClaudeCode.tools.items() if row.kind in ("gated", "harmless")}
+    on = {name for name, row in ClaudeCode.tools.items() if row.kind in ("gated", "harmless")}
+    assert set(kinds) == on - {"mcp__*"}
 
 
 async def test_call_that_claude_turns_down_is_told(lab: Lab) -> None:
@@ -907,6 +912,44 @@ class Spoken:
         request = {"subtype": "can_use_tool", "tool_name": tool, "input": given, "tool_use_id": use}
         (line,) = self.sent(self.frame(type="control_request", request_id="ask", request=request))
         return line["response"]["response"]["behavior"]
+
+
+def test_ready_waits_for_mcp_servers_and_tells_of_those_that_failed() -> None:
+    servers = (McpServer("one", ("one",)), McpServer("two", ("two",), {"KEY": "secret"}))
+    translator = ClaudeCode().translator(replace(scripted_launch(), mcp_servers=servers), numbered())
+
+    def answered(request: str, **body: Any) -> list[Output]:
+        response = {"subtype": "success", "request_id": request, "response": body}
+        return translator.step(Raw({"type": "control_response", "response": response}))
+
+    def state(name: str, status: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "status": status, **more}
+
+    translator.step(Opened())
+    (look,) = answered("hello", claude_code_version="2.1.330", hook_on_failure_supported=True)
+    assert isinstance(look, Send) and look.message["request"] == {"subtype": "mcp_status"}
+    tools_of_one = [{"name": "note"}]
+    up = state("one", "connected", tools=tools_of_one)
+    (timer,) = answered("servers", mcpServers=[up, state("two", "pending")])
+    assert isinstance(timer, SetTimer)
+    assert translator.step(Tick(timer.timer)) == [look]
+    ready, told = answered("servers", mcpServers=[up, state("two", "failed", error="no such program")])
+    assert isinstance(ready, Ready) and ready.mcp_servers == ("one",) and "mcp__one__note" in ready.tools
+    assert isinstance(told, Emit) and isinstance(told.body, NoticeRaised)
+    assert told.body.code == "mcp_server_failed" and "no such program" in told.body.detail
+    assert answered("servers", mcpServers=[up, up]) == []
+
+
+def test_an_mcp_servers_environment_is_the_owners_alone(lab_launch: Launch) -> None:
+    server = McpServer("notes", ("notes", "--all"), {"TOKEN": "mcp-secret"})
+    launch = replace(lab_launch, mcp_servers=(server,))
+    spec = ClaudeCode().prepare(launch)
+    assert not any("mcp-secret" in word for word in spec.argv)
+    assert "mcp-secret" not in spec.environment.values()
+    file = Path(spec.argv[spec.argv.index("--mcp-config") + 1])
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert json.loads(file.read_text())["mcpServers"]["notes"]["args"] == ["--all"]
+    assert "--mcp-config" not in ClaudeCode().prepare(lab_launch).argv and not file.exists()
 
 
 def test_agent_without_a_closed_gate_is_refused() -> None:

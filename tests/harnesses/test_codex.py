@@ -44,14 +44,17 @@ from omnigent.harnesses import (
     Input,
     Interrupt,
     Launch,
+    McpServer,
     Opened,
     Output,
     Ping,
     Pong,
     Raw,
+    Ready,
     Refuse,
     Send,
     SetModel,
+    SetTimer,
     StartTurn,
     Steer,
     Tick,
@@ -222,6 +225,7 @@ class Suite(HarnessSuite):
     """On a model with `apply_patch`: an edit of any other is a shell command to Codex."""
 
     __test__ = False
+    pytestmark = pytest.mark.slow
     harness = "codex"
     model = PATCHING
     expected_file = Path(__file__).with_name("expected_capabilities.json")
@@ -269,7 +273,6 @@ class TestNewest(Suite):
 class TestOldest(Suite):
     __test__ = True
     version = Codex.versions[0]
-    hold_seconds = 5.0
 
 
 async def test_a_turn_streams_and_reports_usage(tmp_path: Path, binary: Binary) -> None:
@@ -712,8 +715,8 @@ def answer(translator: Translator, outputs: list[Output], result: dict[str, Any]
     return translator.step(Raw({"id": sent["id"], "result": result}))
 
 
-def started(**thread: Any) -> tuple[Translator, list[Output]]:
-    translator = CodexTranslator(pure_launch(), number())
+def started(mcp_servers: tuple[McpServer, ...] = (), **thread: Any) -> tuple[Translator, list[Output]]:
+    translator = CodexTranslator(pure_launch(mcp_servers=mcp_servers), number())
     out = answer(translator, translator.step(Opened()), {"userAgent": "omnigent/0.169.0 (x)"})
     out = answer(translator, out, {"layers": []})
     told = {"approvalPolicy": "untrusted", "approvalsReviewer": "user", "thread": {"id": "t1"}, **thread}
@@ -765,6 +768,28 @@ def test_a_policy_that_changes_on_the_way_ends_the_session() -> None:
     settings = {"approvalPolicy": "never", "approvalsReviewer": "user"}
     (refusal,) = in_turn().step(told("thread/settings/updated", threadSettings=settings))
     assert isinstance(refusal, Refuse)
+
+
+def test_ready_waits_for_mcp_servers_and_tells_of_those_that_failed() -> None:
+    servers = (McpServer("one", ("one",)), McpServer("two", ("two", "-v"), {"KEY": "k"}))
+    translator, out = started(mcp_servers=servers)
+    assert [type(output) for output in out] == [SetTimer]
+
+    def moved(name: str, status: str, **more: Any) -> list[Output]:
+        return translator.step(told("mcpServer/startupStatus/updated", name=name, status=status, **more))
+
+    assert moved("one", "starting") == moved("one", "ready") == moved("planted", "failed") == []
+    notice, _, ready = moved("two", "failed", error="no such program")
+    assert isinstance(notice, Emit) and isinstance(notice.body, NoticeRaised)
+    assert notice.body.code == "mcp_server_failed" and "no such program" in notice.body.detail
+    assert isinstance(ready, Ready) and ready.mcp_servers == ("one",)
+
+
+def test_an_mcp_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
+    translator, (timer,) = started(mcp_servers=(McpServer("one", ("one",)),))
+    assert isinstance(timer, SetTimer)
+    _, ready = translator.step(Tick(timer.timer))
+    assert isinstance(ready, Ready) and ready.mcp_servers == ()
 
 
 def test_an_mcp_call_asks() -> None:

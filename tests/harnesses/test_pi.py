@@ -50,6 +50,7 @@ from omnigent.harnesses import (
     Output,
     Ping,
     Pong,
+    Prices,
     Raw,
     Ready,
     Refuse,
@@ -77,6 +78,7 @@ pytestmark = pytest.mark.anyio
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pi"
 RECORD = bool(os.environ.get("OMNIGENT_RECORD"))
+PRICES = {"scripted-model": Prices(input=3, output=15, cache_read=0.3)}
 END = (TurnCompleted, TurnFailed, TurnInterrupted)
 PNG = base64.b64encode(
     bytes.fromhex(
@@ -184,6 +186,7 @@ SCRIPT: dict[str, Any] = {
 
 
 class TestPi(HarnessSuite):
+    pytestmark = pytest.mark.slow
     harness = "pi"
     expected_file = Path(__file__).with_name("expected_capabilities.json")
 
@@ -192,8 +195,6 @@ class TestPi(HarnessSuite):
 
 
 class TestOldestPi(TestPi):
-    hold_seconds = 2.0
-
     def binary(self) -> Binary:
         return located(Pi.versions[0])
 
@@ -313,7 +314,7 @@ def last_items(model: ScriptedModel, count: int) -> list[Item]:
 async def test_a_turn_streams_and_reports_usage(tmp_path: Path, binary: Binary, wire: Wire) -> None:
     async with (
         ScriptedModel(SCRIPT, require_key="placeholder-key") as model,
-        running(make_launch(tmp_path, binary, model.url, wire=wire)) as rig,
+        running(make_launch(tmp_path, binary, model.url, wire=wire, prices=PRICES)) as rig,
     ):
         assert isinstance(await rig.turn("hello", "msg_1"), TurnCompleted)
         delivered = next(one for one in rig.seen if isinstance(one, Emit))
@@ -324,7 +325,7 @@ async def test_a_turn_streams_and_reports_usage(tmp_path: Path, binary: Binary, 
         assert rig.bodies(ReasoningCompleted)[0].text == "They greet me."
         (usage,) = rig.bodies(UsageReported)
         assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens) == (10, 3, 7)
-        assert usage.cost_nanousd is None
+        assert (usage.cost_nanousd, usage.basis) == (10 * 3_000 + 7 * 15_000 + 3 * 300, "harness")
         assert set(tools_of(model.requests[0])) == set(rig.ready.tools) == {"bash", "read", "edit", "write"}
         assert all(Pi.tools[name].kind == "gated" for name in rig.ready.tools)
 

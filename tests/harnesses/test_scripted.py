@@ -15,7 +15,6 @@ from omnigent.testing.harness_suite import RESULTS, HarnessSuite, capabilities_m
 class TestScripted(HarnessSuite):
     harness = "scripted"
     expected_file = Path(__file__).with_name("expected_capabilities.json")
-    hold_seconds = 2.0
 
 
 def end_of(tmp_path: Path, *inputs: Input) -> TurnFailed | TurnInterrupted | None:

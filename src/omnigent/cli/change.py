@@ -23,6 +23,7 @@ def configure(name: str, parser: Parser) -> None:
         parser.add_argument("-H", "--harness", required=name == "switch")
         parser.add_argument("-m", "--model")
         parser.set_defaults(call=switch if name == "switch" else fork)
+    parser.add_argument("-P", "--provider")
     if name == "fork":
         parser.example = "omnigent fork @last --at 120\nomnigent fork -H codex"
         parser.add_argument(
@@ -31,7 +32,6 @@ def configure(name: str, parser: Parser) -> None:
         parser.add_argument("-C", "--directory", metavar="DIR", help="the fork's workspace")
         parser.add_argument("--share-workspace", action="store_true", help="work in the same directory")
     else:
-        parser.add_argument("-P", "--provider")
         parser.add_argument("--now", action="store_true", help="interrupt the running turn first")
     if name == "switch":
         parser.example = "omnigent switch -H codex\nomnigent switch @last -H pi -m gpt-5.5 --now"
@@ -72,7 +72,12 @@ def _change(options: argparse.Namespace, named: str | None, type_: str, fields: 
 def fork(options: argparse.Namespace) -> int:
     client = local.connect()
     session_id = naming.find(client, options.session)
-    body: dict[str, Any] = {"at_seq": options.at, "harness": options.harness, "model": options.model}
+    body: dict[str, Any] = {
+        "at_seq": options.at,
+        "harness": options.harness,
+        "model": options.model,
+        "provider": options.provider,
+    }
     if options.directory:
         body["workspace"] = workspace_of(options.directory)
     if options.share_workspace:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from omnigent import __version__
+from omnigent.cli.talk import tell
 from omnigent.client import ANSWER_TIMEOUT, HEALTH_TIMEOUT, PATIENCE, Client
 from omnigent.errors import OmnigentError, ServerUnreachable, Unauthorized
 
@@ -27,7 +29,9 @@ def connect(*, start: bool = True, patience: float = PATIENCE) -> Client:
         return _remote(remote, patience)
     home = home_path()
     client = running(home)
-    if client is None:
+    if client is not None:
+        _tell_skew(home)
+    else:
         if not start:
             raise ServerUnreachable(f"No server runs for {home}.", hint="`omnigent server start` starts it.")
         from omnigent.cli.launch import launch  # half of Omnigent: only when a server must be started
@@ -58,6 +62,14 @@ def server_record(home: Path) -> dict[str, Any] | None:
         return record if record["url"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _tell_skew(home: Path) -> None:
+    """One line if the server that runs is of another version: the program was replaced under it."""
+    version = (server_record(home) or {}).get("version")
+    if version not in (None, __version__):
+        mend = "`omnigent server stop`, then any command, starts the new one"
+        tell(f"warning: the running server is Omnigent {version}, this command is {__version__}: {mend}")
 
 
 def read_token(home: Path) -> str:

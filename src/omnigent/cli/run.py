@@ -103,7 +103,7 @@ def _unconfigured(home: Path, harness: str | None) -> bool:
     if local.is_remote() or harness == "scripted":
         return False
     try:
-        return "providers:" not in (home / "config.yaml").read_text()
+        return "providers" not in (home / "config.yaml").read_text()
     except OSError:
         return True
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from omnigent.cli import local, naming
 from omnigent.cli.parser import Parser, add_json, add_session
+from omnigent.cli.run import link
 from omnigent.cli.table import OK
 from omnigent.cli.talk import ago, both_terminals, one_line, out, out_json, shorten_home, table, tell, width
 from omnigent.cli.talk import ask as ask_person
@@ -93,7 +94,7 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         out_json(session)
         return OK
-    for name, value in facts(session):
+    for name, value in [*facts(session), ("url", link(session, client))]:
         out(f"{name:<10} {value}")
     return OK
 
@@ -121,7 +122,6 @@ def facts(session: Session) -> list[tuple[str, str]]:
         ("usage", tokens + (f", ${cost}" if cost is not None else "")),
         ("events", str(session["last_seq"])),
         ("created", f"{ago(session['created_at'])} ago"),
-        ("url", session.get("web_url", "")),
     ]
     return [(name, value) for name, value in lines if value]
 

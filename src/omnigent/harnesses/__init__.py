@@ -331,7 +331,7 @@ class Harness(Protocol):
     def translator(self, launch: Launch, new_id: NewId) -> Translator: ...
 
     def holds(self, native_ref: str, private: Path, message_id: str, text: str) -> bool:
-        """Whether the native transcript holds this message: asked after a crash before its acknowledgement."""
+        """Whether the native transcript holds this message; asked after a crash before its delivery."""
         ...
 
 

@@ -228,11 +228,8 @@ class Rig:
 
     def command_lines(self) -> dict[int, str]:
         """Every process that carries the run's marker."""
-        lines: dict[int, str] = {}
-        for pid, _ in processes.carrying(self.marker):
-            path = Path(f"/proc/{pid}/cmdline")
-            lines[pid] = path.read_bytes().replace(b"\0", b" ").decode() if path.exists() else ""
-        return lines
+        pids = [pid for pid, _ in processes.carrying(self.marker)]
+        return {pid: proc_file(pid, "cmdline").replace(b"\0", b" ").decode() for pid in pids}
 
     async def _listen(self, session: HarnessSession) -> None:
         async for output in session.outputs():
@@ -357,13 +354,18 @@ def find_secret(secret: str, place: Path) -> list[Path]:
     return [path for path in files if needle in path.read_bytes()]
 
 
+def proc_file(pid: int, name: str) -> bytes:
+    """A file of a process in /proc; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
 def parent_of(pid: int) -> int:
     """0 if it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
+    stat = proc_file(pid, "stat")
+    return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
 
 
 def body_text(request: RecordedRequest) -> str:

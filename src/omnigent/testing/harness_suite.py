@@ -69,6 +69,7 @@ from omnigent.testing.harness_rig import (
     find_secret,
     hold,
     open_rig,
+    proc_file,
     with_a_cut,
     with_noise,
 )
@@ -118,7 +119,7 @@ class HarnessSuite:
     """None for the one the adapter prefers."""
     model: ClassVar[str] = "scripted-model"
     other_model: ClassVar[str] = "other-model"
-    hold_seconds: ClassVar[float] = 150.0
+    hold_seconds: ClassVar[float] = 2.0
     """How long the long ask is held, in real time."""
     alone_seconds: ClassVar[float] = 5.0
     """How long an agent that nobody can answer is watched, if it doesn't end by itself."""
@@ -280,16 +281,17 @@ class HarnessSuite:
         ]
         return [{"match": "edit it", "steps": steps}]
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(400)
     @case("asks_before_tools")
     async def test_a_long_ask(self, tmp_path: Path) -> None:
+        await self.check_long_ask(tmp_path, self.hold_seconds)
+
+    async def check_long_ask(self, tmp_path: Path, waited: float) -> None:
+        """An allow that comes after `waited` seconds; nothing has run, ended or been asked again before."""
         async with self.rig(tmp_path, one_call("run it", call("$shell", command="touch ran"))) as rig:
             rig.judge = hold
             turn = await rig.start("run it")
             ask = await rig.asked(turn)
             asked_at = time.monotonic()
-            waited = self.hold_seconds
             await rig.until(
                 lambda: time.monotonic() - asked_at > waited or turn.end is not None, waited + 5, "the hold"
             )
@@ -518,6 +520,13 @@ class HarnessSuite:
             assert [done.outcome for ask in denied.asks if (done := denied.completion(ask))] == ["denied"]
             assert "no-more-notes-53" in body_text(rig.requests()[-1])
             assert notes.read_text() == "one-51\n"
+            rig.judge = hold
+            held = await rig.start("second time")
+            await rig.asked(held)
+            await self.interrupt(rig)
+            rig.judge = allow
+            await rig.turn("first again")  # an interrupt spares the servers
+            assert notes.read_text() == "one-51\none-51\n"
 
     # Steering, models, meters.
 
@@ -553,13 +562,15 @@ class HarnessSuite:
         ]
         async with self.rig(tmp_path, {"match": "count", "steps": steps}) as rig:
             turn = await rig.turn("count it")
-            reports = turn.bodies(UsageReported)
+            reports = [report for report in turn.bodies(UsageReported) if report.scope == "call"]
             assert [(r.input_tokens, r.cache_read_tokens, r.output_tokens) for r in reports] == [
                 (700, 90, 41),
                 (700, 90, 5),
             ]
             assert len({report.call_id for report in reports}) == 2
-            assert {(report.scope, report.source) for report in reports} == {("call", "harness")}
+            assert {report.source for report in reports} == {"harness"}
+            rest = [report for report in turn.bodies(UsageReported) if report.scope == "turn"]
+            assert sum(report.input_tokens + report.output_tokens for report in rest) == 0
 
     @case("reports_cost")
     async def test_cost(self, tmp_path: Path) -> None:
@@ -705,8 +716,8 @@ class HarnessSuite:
             await rig.until(lambda: sum(nap in line for line in rig.command_lines().values()) >= 2)
             await rig.close()
             assert isinstance(turn.end, TurnFailed | TurnInterrupted)
-            lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-            assert not any(nap.encode() in line for line in lines)
+            pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+            assert not any(nap.encode() in proc_file(pid, "cmdline") for pid in pids)
 
     @case()
     async def test_the_real_key_is_nowhere(self, tmp_path: Path) -> None:
@@ -716,7 +727,7 @@ class HarnessSuite:
             await rig.until(lambda: (rig.workspace / "begun").exists(), what="the command")
             for pid in rig.command_lines():
                 for name in ("environ", "cmdline"):
-                    assert rig.key.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+                    assert rig.key.encode() not in proc_file(pid, name)
             assert find_secret(rig.key, rig.place) == []
             (rig.workspace / "go").touch()
             await rig.end(turn)

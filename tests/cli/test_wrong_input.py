@@ -1,0 +1,327 @@
+"""What is asked wrongly gets one error that names the fix: through the command line and through HTTP.
+
+No model is ever called here: each case is refused before a turn.
+"""
+
+import http.client
+import io
+import json
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnigent import events as ev
+from omnigent.client import Client
+
+JSON = dict[str, Any]
+LAB = {"api": "anthropic-messages", "base_url": "http://127.0.0.1:9", "key": {"secret": "lab"}}
+CONFIG: JSON = {
+    "server": {"port": 0},
+    "providers": {"lab": LAB, "chat": LAB | {"api": "openai-chat"}},
+    "defaults": {"harness": "scripted", "scripted": {"provider": "lab", "model": "m"}},
+}
+NEWER = "ses_01JZZZZZZZZZZZZZZZZZZZZZZZ"
+
+
+@dataclass
+class Place:
+    """A home, and a machine on whose PATH there is git and no agent."""
+
+    home: Path
+    here: Path
+
+    def run(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        known = {"PATH": str(self.here / "bin"), "HOME": str(self.here), "OMNIGENT_HOME": str(self.home)}
+        return subprocess.run(
+            [sys.executable, "-m", "omnigent", *words], cwd=self.here, env=known | env,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def ok(self, *words: str) -> str:
+        ran = self.run(*words)
+        assert ran.returncode == 0, (words, ran)
+        return ran.stdout
+
+    def refused(self, *words: str, code: int, **env: str) -> str:
+        """What stderr says: one error, perhaps with a hint, and nothing on stdout."""
+        ran = self.run(*words, **env)
+        assert (ran.returncode, ran.stdout) == (code, ""), ran
+        assert ran.stderr.count("error: ") == 1 and "Traceback" not in ran.stderr, ran.stderr
+        return ran.stderr
+
+    def record(self) -> JSON:
+        return json.loads((self.home / "server.json").read_bytes())
+
+    @contextmanager
+    def client(self) -> Generator[Client]:
+        with Client(self.record()["url"], (self.home / "token").read_text().strip()) as client:
+            yield client
+
+    def ask(self, method: str, path: str, body: JSON | None = None, **headers: str) -> tuple[int, JSON]:
+        """(status, JSON), past the client library. A header name's underscores are hyphens."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        sent |= {"Authorization": f"Bearer {(self.home / 'token').read_text().strip()}"}
+        with closing(http.client.HTTPConnection("127.0.0.1", self.record()["port"], timeout=30)) as link:
+            link.request(method, path, None if body is None else json.dumps(body), sent)
+            response = link.getresponse()
+            return response.status, json.loads(response.read())
+
+    def create(self, key: str, **fields: Any) -> tuple[int, JSON]:
+        return self.ask("POST", "/v1/sessions", fields, Idempotency_Key=key)
+
+
+def make_place(base: Path, config: JSON) -> Place:
+    home, here = base / "home", base / "here"
+    (home / "secrets").mkdir(parents=True)
+    (home / "secrets" / "lab").write_text("a-key")
+    (home / "config.yaml").write_text(json.dumps(config))
+    (here / "bin").mkdir(parents=True)
+    git = shutil.which("git")
+    assert git
+    (here / "bin" / "git").symlink_to(git)
+    return Place(home, here)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
+    place = make_place(tmp_path_factory.mktemp("wrong"), CONFIG)
+    place.ok("server", "start")
+    yield place
+    place.ok("server", "stop")
+
+
+@pytest.fixture(scope="module")
+def session(place: Place) -> str:
+    status, made = place.create("session", workspace=str(place.here))
+    assert status == 201
+    return made["id"]
+
+
+# What a session is made of.
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["-H", "codx"], 2, ["no harness named 'codx'", "Did you mean codex?"]),
+        (["-H", "claude-code", "-P", "lab"], 3, ["not installed", "omnigent harness install claude-code"]),
+        (["-H", "pi", "-P", "lab"], 3, ["not installed", "omnigent harness install pi"]),
+        (["-H", "codex", "-P", "lab"], 2, ["codex speaks openai-responses", "not anthropic-messages"]),
+        (["-H", "codex"], 2, ["No configured provider fits for codex"]),
+        (["-P", "nobody"], 2, ["no provider named 'nobody'", "lab, chat"]),
+        (["-P", "chat"], 2, ["not openai-chat (provider chat)", "Providers that fit: lab"]),
+        (["-C", "no/such/place"], 2, ["no directory no/such/place", "mkdir -p no/such/place"]),
+        (["-C", "bin/git"], 2, ["bin/git is not a directory"]),
+    ],
+)
+def test_run_is_refused_by_name(place: Place, words: Sequence[str], code: int, told: list[str]) -> None:
+    said = place.refused("run", "-p", *words, "hello", code=code)
+    for text in told:
+        assert text in said
+    assert json.loads(place.ok("ls", "--json", "--query", "hello"))["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "told"),
+    [
+        ({"harness": "codx"}, "unknown_harness", "Did you mean codex?"),
+        ({"harness": "claude-code", "provider": "lab"}, "missing_binary", "omnigent harness install"),
+        ({"harness": "codex", "provider": "lab"}, "wire_mismatch", "Providers that fit: none"),
+        ({"provider": "nobody"}, "provider_missing", "Configured: lab, chat."),
+        ({"workspace": "/no/such/place"}, "workspace_missing", "Name a directory"),
+        ({"workspace": None}, "workspace_missing", "absolute path"),
+        ({"workspace": ""}, "workspace_missing", "absolute path"),
+        ({"workspace": "here"}, "workspace_missing", "absolute path"),
+        ({"workspace": "~nobody-of-that-name/x"}, "workspace_missing", "Name a directory"),
+    ],
+)
+def test_create_is_refused_by_code(place: Place, fields: JSON, code: str, told: str) -> None:
+    status, problem = place.create(f"refused {fields}", **{"workspace": str(place.here)} | fields)
+    assert (status, problem["code"]) == (422, code), problem
+    assert told in problem["hint"]
+
+
+def test_a_session_is_in_no_directory_that_nobody_named(place: Place) -> None:
+    status, problem = place.create("nowhere", title="nowhere")
+    assert (status, problem["code"], problem["path"]) == (422, "workspace_missing", "workspace")
+
+
+def test_a_fork_is_told_of_the_wire_before_the_program(place: Place, session: str) -> None:
+    said = place.refused("fork", session, "-H", "codex", "-P", "lab", "--share-workspace", code=2)
+    assert "codex speaks openai-responses, not anthropic-messages" in said
+    said = place.refused("fork", session, "-H", "pi", "-P", "lab", "--share-workspace", code=3)
+    assert "omnigent harness install pi" in said
+
+
+# Which session, where in it, and what of it.
+
+
+@pytest.mark.parametrize("verb", ["show", "logs", "send", "attach", "stop", "export", "interrupt", "close"])
+def test_an_unknown_session_is_not_found(place: Place, verb: str) -> None:
+    more = ["hello"] if verb == "send" else []
+    for named in ("ses_00000000000000000000000000", "no such title"):
+        assert named in place.refused(verb, named, *more, code=3)
+
+
+def test_a_cursor_beyond_the_log_is_named(place: Place, session: str) -> None:
+    said = place.refused("logs", "--after", "99", session, code=2)
+    assert "after=99 is beyond the log's head 1" in said and "hint: " in said
+    stream = {"Accept": "text/event-stream"}
+    path = f"/v1/sessions/{session}/events"
+    for query, headers in (("?after=99", {}), ("?after=99", stream), ("", stream | {"Last_Event_ID": "99"})):
+        status, problem = place.ask("GET", path + query, None, **headers)
+        assert (status, problem["code"], problem["head"]) == (400, "bad_cursor", 1)
+    for query in ("?after=x", "?after=-1", "?limit=0"):
+        status, problem = place.ask("GET", path + query)
+        assert (status, problem["code"], problem["path"]) == (400, "malformed", query[1:].split("=")[0])
+
+
+def test_an_unknown_command_is_told_the_known_ones(place: Place, session: str) -> None:
+    path = f"/v1/sessions/{session}/commands"
+    status, problem = place.ask("POST", path, {"type": "promt", "text": "x", "idempotency_key": "a"})
+    assert (status, problem["code"]) == (400, "malformed")
+    assert {"prompt", "interrupt", "resolve", "switch"} <= set(problem["allowed"])
+    assert "'promt' is unknown" in problem["detail"]
+    near = place.refused("sned", "hello", code=2)
+    assert "omnigent send" in near
+
+
+def test_a_key_is_for_one_body(place: Place, session: str) -> None:
+    path = f"/v1/sessions/{session}/commands"
+    for key, body in (("one", {"type": "interrupt"}), ("one", {"type": "interrupt"})):
+        assert place.ask("POST", path, body | {"idempotency_key": key})[0] == 202
+    status, problem = place.ask("POST", path, {"type": "stop", "idempotency_key": "one"})
+    assert (status, problem["code"]) == (422, "idempotency_key_reused")
+    assert problem["hint"]
+    fields = {"workspace": str(place.here)}
+    assert place.create("two", **fields)[0] == 201
+    status, problem = place.create("two", **fields, title="another")
+    assert (status, problem["code"]) == (422, "idempotency_key_reused")
+
+
+# Where the server is to live.
+
+
+def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path: Path, place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        other = make_place(tmp_path / "a", CONFIG | {"server": {"port": port}})
+        said = other.refused("ls", code=5)
+        assert f"Port {port} on 127.0.0.1 is taken by another program" in said and "server.port" in said
+    port = place.record()["port"]
+    other = make_place(tmp_path / "b", CONFIG | {"server": {"port": port}})
+    assert "the Omnigent server of another home" in other.refused("ls", code=5)
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    other = make_place(tmp_path, CONFIG)
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "home", Path("/proc/omnigent")):
+        said = other.refused("ls", code=1, OMNIGENT_HOME=str(home))
+        assert f"{home} can't be written" in said and "OMNIGENT_HOME" in said
+
+
+def test_a_home_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    other = make_place(tmp_path, CONFIG)
+    path = other.home / "omnigent.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE schema (number INTEGER PRIMARY KEY)")
+        database.execute("INSERT INTO schema VALUES (9999)")
+    before = path.read_bytes()
+    said = other.refused("ls", code=1)
+    assert "was written by a newer Omnigent (schema 9999" in said and "hint: " in said
+    assert path.read_bytes() == before
+
+
+# A log with kinds that come later.
+
+
+def _chained(events: list[ev.Event]) -> list[ev.Event]:
+    """The events with the hashes they must have."""
+    chained: list[ev.Event] = []
+    before = ev.GENESIS
+    for event in events:
+        fitting = replace(event, body_sha256=ev.sha256(event.body_text), typed=[], wire=[])
+        before = ev.chain(before, fitting.envelope())
+        chained.append(replace(fitting, hash=before))
+    assert ev.verify(chained) is None
+    return chained
+
+
+def _from_the_future(archive: bytes) -> tuple[bytes, list[str]]:
+    """An export as a newer version would write it, and its lines: an unknown kind, a known one's new value."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as given:
+        line = given.read("events.jsonl").decode().splitlines()[0]
+    first = replace(ev.parse_event(line), session_id=NEWER, root_id=NEWER)
+    bodies = [
+        ("later.kind", {"words": "from the future"}),
+        ("notice.raised", {"code": "new", "level": "catastrophe", "detail": "a level of later"}),
+        ("session.updated", {"title": "Of tomorrow", "archived": None, "labels": None}),
+    ]
+    events = [first]
+    for seq, (kind, body) in enumerate(bodies, start=2):
+        text = ev.canonical(body)
+        item = f"item_{seq}"
+        events.append(
+            replace(first, seq=seq, tree_pos=seq, producer_seq=seq, id=f"evt_{seq}", kind=kind, item_id=item,
+                    body_text=text)
+        )  # fmt: skip
+    lines = [event.json_text() for event in _chained(events)]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as made:
+        made.writestr("events.jsonl", "\n".join(lines) + "\n")
+    return buffer.getvalue(), lines
+
+
+def test_a_log_with_newer_kinds_lists_shows_and_exports(place: Place, session: str) -> None:
+    with place.client() as client:
+        archive, lines = _from_the_future(client.export(session))
+    (place.here / "newer.zip").write_bytes(archive)
+    assert place.ok("import", "newer.zip").strip() == NEWER
+    rows = json.loads(place.ok("ls", "--json"))["items"]
+    assert [row["title"] for row in rows if row["id"] == NEWER] == ["Of tomorrow"]
+    assert "Of tomorrow" in place.ok("show", NEWER)
+    place.ok("logs", NEWER)
+    assert place.ok("logs", "--json", NEWER).splitlines() == lines
+    place.ok("attach", NEWER)
+    assert place.ask("GET", f"/v1/sessions/{NEWER}/items")[0] == 200
+    place.ok("export", NEWER, "-o", "again.zip")
+    with zipfile.ZipFile(place.here / "again.zip") as again:
+        assert again.read("events.jsonl").decode().splitlines() == lines
+    child = place.ok("fork", NEWER, "--share-workspace").strip()
+    assert json.loads(place.ok("show", child, "--json"))["forked_from"]["session_id"] == NEWER
+
+
+# Links, and a program that was replaced under its server.
+
+
+def test_show_prints_the_link_with_its_token(place: Place, session: str) -> None:
+    token = (place.home / "token").read_text().strip()
+    assert f"{place.record()['url']}/s/{session}#token={token}" in place.ok("show", session)
+    assert token not in place.ok("show", session, "--json")
+
+
+def test_a_server_of_another_version_is_told_once_with_the_mend(tmp_path: Path) -> None:
+    other = make_place(tmp_path, CONFIG)
+    assert other.run("ls", "--json").stderr == ""
+    (other.home / "server.json").write_text(json.dumps(other.record() | {"version": "0.0.1"}))
+    ran = other.run("ls", "--json")
+    assert (ran.returncode, json.loads(ran.stdout)["items"]) == (0, [])
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("warning: the running server is Omnigent 0.0.1, this command is ")
+    assert "`omnigent server stop`" in line
+    assert "warning" not in other.run("server", "stop").stderr
+    assert other.run("ls").returncode == 0
+    assert "warning" not in other.run("ls").stderr
+    other.ok("server", "stop")
