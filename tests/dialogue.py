@@ -14,9 +14,10 @@ from omnigent.blobs import Blobs
 from omnigent.config import ApprovalSettings, Config, HarnessDefaults, Key, Provider
 from omnigent.errors import OmnigentError
 from omnigent.events import JSON, Actor, Approvals, Body, Draft, Event
+from omnigent.house import House
 from omnigent.ids import new_id
 from omnigent.log import MemoryLog
-from omnigent.session import House, Session
+from omnigent.session import Session
 from omnigent.testing.log_suite import Hands
 from omnigent.views import SessionProjector, SessionView
 

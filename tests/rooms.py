@@ -12,10 +12,11 @@ from omnigent import events as ev
 from omnigent.blobs import Blobs
 from omnigent.config import Config, HarnessDefaults, Key, Provider, RunnerSettings
 from omnigent.events import JSON, Actor, Approvals, Draft, Event
+from omnigent.house import House
 from omnigent.ids import new_id, now
 from omnigent.link import RunnerHub
 from omnigent.log import MemoryLog
-from omnigent.session import House, Session
+from omnigent.session import Session
 from omnigent.testing.scripted_model import ScriptedModel
 from omnigent.views import SessionProjector
 

@@ -117,7 +117,13 @@ class House:
 
     def start(self) -> None:
         log = (self.home / "server.out").open("ab")
-        environment = {**os.environ, "LAB_KEY": KEY, "OMNIGENT_HOME": str(self.home)}
+        # Login shells of agents don't run the profile of whoever runs the tests: killed halfway, such a
+        # profile may leave locks behind.
+        person = self.home / "person"
+        person.mkdir(exist_ok=True)
+        environment = {
+            **os.environ, "LAB_KEY": KEY, "OMNIGENT_HOME": str(self.home), "HOME": str(person),
+        }  # fmt: skip
         command = (sys.executable, "-m", "omnigent.server", "--home", str(self.home))
         with log:
             self.process = subprocess.Popen(

@@ -148,3 +148,16 @@ async def test_a_frame_is_encoded_once_for_all() -> None:
     assert (await anext(first))[0] is (await anext(second))[0]
     await first.aclose()
     await second.aclose()
+
+
+async def test_large_frames_do_not_fill_memory_and_are_not_lost() -> None:
+    """The ring is bounded in bytes too; who lags behind it reads the log."""
+    stored = Stored(1)
+    async with aclosing(stored.follow(0)) as follower:
+        assert await seqs(follower, 1) == [1]
+        reads = stored.reads
+        for _ in range(200):
+            stored.add(1)
+            stored.say("x" * 65536)
+        assert await seqs(follower, 201) == list(range(2, 202))
+    assert stored.reads > reads, "200 frames of 64 KiB fitted into the ring"

@@ -11,7 +11,7 @@ from rooms import KEY, SESSION, eventually, open_room, plays, runs
 from omnigent import events as ev
 from omnigent import processes
 from omnigent.events import Draft, ToolCompleted
-from omnigent.runner import HEAD, INLINE_BYTES, TAIL, Spool
+from omnigent.runner.spool import HEAD, INLINE_BYTES, TAIL, Spool
 from omnigent.session import Session
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,9 @@ import pytest
 from rooms import open_room, plays
 
 from omnigent.events import JSON, HarnessExited, TurnFailed
-from omnigent.session import Session
+from omnigent.house import House
+from omnigent.launching import launch_frame
+from omnigent.views import SessionView
 
 pytestmark = pytest.mark.anyio
 
@@ -28,14 +30,14 @@ def _with_another_history(frame: JSON) -> JSON:
 async def test_a_launch_that_cannot_be_read_fails_the_start_with_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[JSON], JSON]
 ) -> None:
-    launch_frame = Session._launch_frame  # pyright: ignore[reportPrivateUsage]
-
-    async def of_another_version(self: Session, name: str, provider: str | None, model: str | None) -> JSON:
-        return change(await launch_frame(self, name, provider, model))
+    async def of_another_version(
+        house: House, view: SessionView, name: str, provider: str | None, model: str | None
+    ) -> JSON:
+        return change(await launch_frame(house, view, name, provider, model))
 
     async with open_room(tmp_path, plays({"text": "Hello."})) as room:
         with monkeypatch.context() as patch:
-            patch.setattr(Session, "_launch_frame", of_another_version)
+            patch.setattr("omnigent.session.launch_frame", of_another_version)
             await room.do("prompt", text="first")
             failed = (await room.until("turn.failed")).body
         assert isinstance(failed, TurnFailed)

@@ -78,7 +78,7 @@ class _Handle:
 
 
 class RunnerHub:
-    """All runners of a server. Implements `session.Runners`."""
+    """All runners of a server. Implements `house.Runners`."""
 
     def __init__(self, home: Path, log: Log, blobs: Blobs, environ: dict[str, str], listen: Listen) -> None:
         self._home = home

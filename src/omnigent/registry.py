@@ -5,12 +5,14 @@ Harnesses outside the tree register an entry point in the group `omnigent.harnes
 
 import difflib
 import importlib
+from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import cast
 
 from omnigent.errors import UnknownHarness
-from omnigent.harnesses import HARNESSES, Harness
+from omnigent.harnesses import HARNESSES, Harness, Launch
 
 
 def harness_names() -> list[str]:
@@ -40,3 +42,8 @@ def harness(name: str) -> Harness:
         return cast(Harness, getattr(importlib.import_module(row.module), row.cls)())
     (point,) = entry_points(group="omnigent.harnesses", name=known)
     return cast(Harness, point.load()())
+
+
+def admission() -> Callable[[Harness, Launch, Path], Awaitable[None]]:
+    """`probe.admit`, which tries an agent of an untested version; hardly any runner has to load it."""
+    return importlib.import_module("omnigent.harnesses.probe").admit

@@ -2,17 +2,13 @@
 
 import asyncio
 import contextlib
-import io
-import json
 import logging
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from omnigent import __version__, workspace
+from omnigent import archive, commands, content, workspace
 from omnigent import events as ev
 from omnigent.blobs import Blobs
 from omnigent.config import Config
@@ -21,20 +17,19 @@ from omnigent.errors import (
     Conflict,
     Draining,
     KeyReused,
-    Malformed,
     MissingBinary,
-    NotFound,
-    TooLarge,
     WorkspaceMissing,
 )
 from omnigent.events import JSON, Actor, Draft
+from omnigent.harnesses.probe_results import standing
+from omnigent.house import House
 from omnigent.ids import Clock, NewId
 from omnigent.link import RunnerHub
 from omnigent.log import CommandRecord, ListQuery, Log, open_log
 from omnigent.providers import choose
 from omnigent.registry import harness as find_harness
 from omnigent.registry import harness_name, harness_names
-from omnigent.session import LONGEST_PROMPT, House, Session
+from omnigent.session import Session
 from omnigent.views import SessionProjector, SessionView
 
 logger = logging.getLogger(__name__)
@@ -220,6 +215,7 @@ class Sessions:
             "version": binary.version,
             "source": binary.source,
             "in_range": binary.in_range,
+            **({} if binary.in_range else {"hint": standing(adapter.versions, binary, self.home)}),
         }
 
     # Making.
@@ -259,14 +255,10 @@ class Sessions:
         return self.summary(session.view), False
 
     def _first_prompt(self, prompt: str, actor: Actor) -> list[Draft]:
-        if not prompt.strip():
-            raise Malformed("The prompt is empty.", hint="Give it some text.")
-        if len(prompt.encode()) > LONGEST_PROMPT:
-            raise TooLarge("The prompt is longer than 1 MB.", hint="Put it in a file and name the file.")
+        said = content.take([commands.TextInput(text=prompt)], self.blobs)
         message_id, turn_id = self._house.new_id("msg"), self._house.new_id("turn")
-        content = (ev.TextPart(text=prompt),)
         return [
-            Draft(ev.MessageSubmitted(content=content), message_id, actor=actor),
+            Draft(ev.MessageSubmitted(content=said), message_id, actor=actor),
             Draft(ev.TurnStarted(trigger="prompt", message_id=message_id), turn_id=turn_id, actor=actor),
         ]
 
@@ -301,10 +293,7 @@ class Sessions:
         )
         adapter.locate(self.home)
         session_id = self._house.new_id("ses")
-        kept = await self.log.read(
-            parent_id, before=at_seq + 1, kinds=[ev.WorkspaceCheckpointed.KIND], newest=True, limit=1
-        )
-        path = await asyncio.to_thread(self._fork_workspace, parent, request, session_id, kept)
+        path = await self._fork_workspace(parent, at_seq, request, session_id)
         at = await self.log.read(parent_id, after=at_seq - 1, limit=1)
         body = ev.SessionForked(
             parent_id=parent_id,
@@ -327,19 +316,21 @@ class Sessions:
             return await self.describe(appended.replay.answer["session_id"]), True
         return await self.describe(session_id), False
 
-    def _fork_workspace(
-        self, parent: SessionView, request: ForkSession, session_id: str, kept: Sequence[ev.Event]
+    async def _fork_workspace(
+        self, parent: SessionView, at_seq: int, request: ForkSession, session_id: str
     ) -> Path:
-        """The fork's own files; `kept` is the last checkpoint up to the cut, if there is one."""
+        """The fork's own files, as they were at the last checkpoint up to the cut if there is one."""
         if request.workspace is not None:
-            return _workspace(request.workspace)
+            return workspace.existing(request.workspace)
         if request.share_workspace:
             return workspace.existing(parent.workspace)
+        kinds = [ev.WorkspaceCheckpointed.KIND]
+        kept = await self.log.read(parent.session_id, before=at_seq + 1, kinds=kinds, newest=True, limit=1)
         body = kept[0].body if kept else None
-        at = (
-            workspace.Checkpoint(body.head, body.tree) if isinstance(body, ev.WorkspaceCheckpointed) else None
-        )
-        return workspace.fork(Path(parent.workspace), session_id, self.home, at)
+        found = isinstance(body, ev.WorkspaceCheckpointed)
+        at = workspace.Checkpoint(body.head, body.tree) if found else None
+        source = Path(parent.workspace)
+        return await asyncio.to_thread(workspace.fork, source, session_id, self.home, at)
 
     async def patch(self, session_id: str, request: PatchSession, actor: Actor) -> JSON:
         session = await self.get(session_id)
@@ -363,39 +354,11 @@ class Sessions:
     # Export and import.
 
     async def export(self, session_id: str) -> bytes:
-        """A zip of `manifest.json`, `events.jsonl` (stored bytes, a fork's prefix included) and `blobs/`."""
-        await self.log.head(session_id)
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            lines: list[str] = []
-            blobs: set[str] = set()
-            after = 0
-            while page := await self.log.read(session_id, after=after, limit=1000):
-                after = page[-1].seq
-                lines += [event.json_text() for event in page]
-                for event in page:
-                    blobs |= _blobs_in(json.loads(event.body_text))
-            archive.writestr("events.jsonl", "\n".join(lines) + "\n")
-            for name in sorted(blobs):
-                with contextlib.suppress(NotFound):
-                    archive.writestr(f"blobs/{name}", self.blobs.get(name))
-            manifest = {"format": 1, "session_id": session_id, "events": len(lines), "omnigent": __version__}
-            archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-        return buffer.getvalue()
+        return await archive.pack(session_id, self.log, self.blobs)
 
     async def import_session(self, data: bytes, key: str) -> JSON:
         """Store an exported session as it is, read-only. Raises `Malformed`, `Conflict`."""
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                lines = archive.read("events.jsonl").decode().split("\n")  # a text may hold U+2028
-                events = [ev.parse_event(line) for line in lines if line]
-                blobs = {n: archive.read(n) for n in archive.namelist() if n.startswith("blobs/")}
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-            raise Malformed(
-                f"This is no exported session: {error}.", hint="Give a file made by export."
-            ) from error
-        for blob in blobs.values():
-            self.blobs.put(blob)
+        events = archive.unpack(data, self.blobs)
         record = CommandRecord(ORG, key, ev.sha256("".join(event.hash for event in events)), {})
         session_id = await self.log.import_events(events, command=record)
         return await self.describe(session_id)
@@ -486,14 +449,3 @@ def _reason(view: SessionView, lost: bool) -> str:
     if view.questions_open:
         return "question"
     return ""
-
-
-def _blobs_in(value: Any) -> set[str]:
-    """Every blob a body names."""
-    if isinstance(value, dict):
-        fields = cast(dict[str, Any], value)
-        here = {fields["blob"]} if isinstance(fields.get("blob"), str) else set[str]()
-        return here.union(*(_blobs_in(inner) for inner in fields.values()))
-    if isinstance(value, list):
-        return set[str]().union(*(_blobs_in(inner) for inner in cast(list[Any], value)))
-    return set()

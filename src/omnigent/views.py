@@ -88,8 +88,8 @@ class SessionView:
 _FIELDS = tuple(f.name for f in fields(SessionView))
 
 BROKEN_OFF = ("agent_exited", "runner_lost", "stalled")
-"""Ends after which the agent's own transcript may lack what the log has (Claude batches tool results for
-100 ms): the next agent is seeded from the log."""
+"""Ends after which the agent's own transcript may lack what the log has (some write tool results in
+batches): the next agent is seeded from the log."""
 
 Items = dict[str, JSON]
 Lookup = Callable[[str], JSON | None]

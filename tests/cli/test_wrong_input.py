@@ -260,7 +260,7 @@ def _chained(events: list[ev.Event]) -> list[ev.Event]:
 
 
 def _from_the_future(archive: bytes) -> tuple[bytes, list[str]]:
-    """An export as a newer version would write it, and its lines: an unknown kind, a known one's new value."""
+    """An export as a newer version would write it, and its lines: an unknown kind and an unknown value."""
     with zipfile.ZipFile(io.BytesIO(archive)) as given:
         line = given.read("events.jsonl").decode().splitlines()[0]
     first = replace(ev.parse_event(line), session_id=NEWER, root_id=NEWER)

@@ -68,6 +68,7 @@ class Door:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self.shut = False
         self._start(self._accept)
 
@@ -79,6 +80,10 @@ class Door:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
+        for thread in self._threads:
+            thread.join(10)
+        for one in self._open:
+            one.close()
 
     def cut(self) -> None:
         self.shut = True
@@ -90,7 +95,8 @@ class Door:
         self.shut = False
 
     def _start(self, work: Callable[..., None], *given: Any) -> None:
-        threading.Thread(target=work, args=given, daemon=True).start()
+        self._threads.append(threading.Thread(target=work, args=given, daemon=True))
+        self._threads[-1].start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -127,11 +133,16 @@ class Listener:
         self._path = f"/v1/sessions/{session_id}/events"
         self._token = (house.home / "token").read_text().strip()
         self._stopped = threading.Event()
+        self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -144,6 +155,8 @@ class Listener:
         last = self.events[-1]["seq"] if self.events else 0
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "text/event-stream"}
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)) as link:
+            link.connect()
+            self._socket = link.sock
             link.request("GET", self._path, headers=headers | {"Last-Event-ID": str(last)})
             response = link.getresponse()
             assert response.status == 200, response.read()
@@ -173,7 +186,8 @@ class Terminal:
             start_new_session=True,
         )
         os.close(side)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
 
     def _read(self) -> None:
         with contextlib.suppress(OSError):
@@ -195,15 +209,14 @@ class Terminal:
     def end(self) -> int:
         """Leave it. Its exit code."""
         self.type("/quit")
-        try:
-            return self._child.wait(20)
-        finally:
-            self.kill()
+        return self._child.wait(20)
 
     def kill(self) -> None:
-        if self._child.poll() is None:
+        if self._thread.is_alive():
             self._child.kill()
             self._child.wait()
+            self._thread.join(10)
+            os.close(self._main)
 
 
 class Lines:
@@ -289,6 +302,8 @@ def test_all_followers_end_alike(house: House) -> None:
 
         settled = house.settled(session_id, 60)
         assert settled["last_turn"]["outcome"] == "completed", settled["last_turn"]
+        # The files are kept after the turn's end: its last event.
+        wait_for(lambda: house.kinds(session_id)[-1] == "workspace.checkpointed", 20, "the checkpoint")
         log = house.events(session_id)
         last = log[-1].seq
         for follower in (heard_cut, heard_late, lines_cut):

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from omnigent.errors import MissingBinary
 from omnigent.harnesses.install import PINS, find_node, locate, unusable, version_of
+from omnigent.harnesses.probe_results import known, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,10 @@ def _agent_found(name: str, home: Path) -> Finding:
     what = f"{binary.version} ({binary.source}: {binary.argv[-1]})"
     if binary.in_range:
         return Finding(name, True, what)
-    low, high = PINS[name].tested
-    return Finding(
-        name, False, f"{what} is not in the tested range {low} to {high}", f"omnigent harness install {name}"
-    )
+    seen = known(home, binary)
+    held = seen is not None and seen.outcome == "held"
+    what = f"{what} is {standing(PINS[name].tested, binary, home)}"
+    return Finding(name, held, what, f"omnigent harness install {name}")
 
 
 def _home_found(home: Path) -> Finding:

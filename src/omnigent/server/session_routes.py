@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from omnigent import commands
+from omnigent.content import LARGEST_IMAGE
 from omnigent.errors import BadCursor, Draining, Malformed
 from omnigent.events import JSON, Event
 from omnigent.log import ListQuery
@@ -23,7 +24,6 @@ from omnigent.server.answers import (
 from omnigent.server.auth import Right, caller
 from omnigent.server.room import room
 from omnigent.server.streams import Stream, event_chunks
-from omnigent.session import LARGEST_IMAGE
 from omnigent.sessions import CreateSession, ForkSession, PatchSession, item_json
 
 LARGEST_COMMAND = SMALL_BODY + 2 * LARGEST_IMAGE * 4 // 3
