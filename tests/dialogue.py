@@ -11,7 +11,7 @@ from typing import Any
 from omnigent import commands
 from omnigent import events as ev
 from omnigent.blobs import Blobs
-from omnigent.config import ApprovalSettings, Config, HarnessDefaults, Key, Provider
+from omnigent.config import ApprovalSettings, Config, ConfigFile, HarnessDefaults, Key, Provider
 from omnigent.errors import OmnigentError
 from omnigent.events import JSON, Actor, Approvals, Body, Draft, Event
 from omnigent.house import House
@@ -229,7 +229,9 @@ class Talk:
 
 
 def make_house(home: Path, log: MemoryLog, clock: Hands, port: Port) -> House:
-    return House(home, config(), log, Blobs(home), port, clock, new_id, {"PATH": "/usr/bin"})
+    return House(
+        home, ConfigFile(home, config()), log, Blobs(home), port, clock, new_id, {"PATH": "/usr/bin"}
+    )
 
 
 async def begin_talk(home: Path, approvals: Approvals = "ask") -> Talk:

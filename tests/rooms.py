@@ -10,7 +10,7 @@ from typing import Any, cast
 from omnigent import commands, processes
 from omnigent import events as ev
 from omnigent.blobs import Blobs
-from omnigent.config import Config, HarnessDefaults, Key, Provider, RunnerSettings
+from omnigent.config import Config, ConfigFile, HarnessDefaults, Key, Provider, RunnerSettings
 from omnigent.events import JSON, Actor, Approvals, Draft, Event
 from omnigent.house import House
 from omnigent.ids import new_id, now
@@ -22,7 +22,8 @@ from omnigent.views import SessionProjector
 
 ANN = Actor(kind="person", id="ann", via="cli")
 KEY = "real-key-0123456789"
-SESSION = "ses_1"
+SESSION = f"ses_room{os.getpid()}"
+"""Its own in each worker: what carries the marker of a session that ended is killed, wherever it runs."""
 DEADLINE = 15.0
 
 
@@ -70,7 +71,16 @@ class Room:
     async def come_back(self) -> None:
         environ = dict(os.environ)
         self.hub = RunnerHub(self.home, self.log, self.blobs, environ, self._listen)
-        house = House(self.home, self.config, self.log, self.blobs, self.hub, now, new_id, environ)
+        house = House(
+            self.home,
+            ConfigFile(self.home, self.config),
+            self.log,
+            self.blobs,
+            self.hub,
+            now,
+            new_id,
+            environ,
+        )
         self.session = Session(house, await self.log.view(SESSION))
         await self.hub.start()
 

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from omnigent.config import Config, child_environment, home_path, load_config, parse_config, ready_home
+from omnigent.config import (
+    Config,
+    ConfigFile,
+    child_environment,
+    home_path,
+    load_config,
+    parse_config,
+    ready_home,
+)
 from omnigent.errors import ConfigInvalid, HomeUnusable
 
 WHOLE = """
@@ -117,3 +125,19 @@ def test_an_agent_sees_the_listed_variables_only() -> None:
     assert child_environment(environ) == {"PATH": "p", "LC_ALL": "C"}
     assert child_environment(environ, ("MINE",)) == {"PATH": "p", "LC_ALL": "C", "MINE": "m"}
     assert not {name for name in child_environment(dict(os.environ)) if "KEY" in name or "TOKEN" in name}
+
+
+def test_an_edit_holds_from_the_next_look_on(tmp_path: Path) -> None:
+    """A running server follows the file; an edit that can't be read is an error that names the place."""
+    file = tmp_path / "config.yaml"
+    settings = ConfigFile(tmp_path, load_config(tmp_path))
+    assert settings.current().harness == "claude-code"
+    file.write_text("defaults: {harness: pi}")
+    assert settings.current().harness == "pi"
+    assert settings.start.harness == "claude-code"
+    file.write_text("provders: {}")
+    for _ in range(2):
+        with pytest.raises(ConfigInvalid, match="provders"):
+            settings.current()
+    file.unlink()
+    assert settings.current().harness == "claude-code"

@@ -145,6 +145,33 @@ def load_config(home: Path) -> Config:
     return parse_config(raw if raw is not None else {}, str(path))
 
 
+class ConfigFile:
+    """A home's configuration, read again when the file has changed: an edit holds from the next start on."""
+
+    def __init__(self, home: Path, config: Config) -> None:
+        self.start = config
+        """As it was at the server's start: what its own timers and listener go by."""
+        self._path = home / "config.yaml"
+        self._home = home
+        self._config = config
+        self._stamp = self._now()
+
+    def current(self) -> Config:
+        """The configuration as the file says now. Raises `ConfigInvalid`; the next call tries again."""
+        stamp = self._now()
+        if stamp != self._stamp:
+            self._config = load_config(self._home)
+            self._stamp = stamp
+        return self._config
+
+    def _now(self) -> tuple[int, int] | None:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_mtime_ns, stat.st_size
+
+
 def parse_config(raw: object, where: str = "config") -> Config:
     """The file's shape → `Config`. Raises `ConfigInvalid`."""
     sections = _mapping(raw, where)

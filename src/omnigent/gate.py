@@ -64,7 +64,7 @@ class Gate:
             title=call.title,
             reason=verdict.reason,
             rule_ids=verdict.rule_ids,
-            expires_at=self._house.clock() + self._house.config.approvals.expire_seconds * 1000,
+            expires_at=self._house.clock() + self._house.settings.start.approvals.expire_seconds * 1000,
         )
         return Draft(body, self._house.new_id("ap"), turn_id=turn_id)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from omnigent.blobs import Blobs
-from omnigent.config import Config
+from omnigent.config import Config, ConfigFile
 from omnigent.events import JSON
 from omnigent.ids import Clock, NewId
 from omnigent.log import Log
@@ -30,13 +30,18 @@ class Runners(Protocol):
 @dataclass(frozen=True, slots=True)
 class House:
     home: Path
-    config: Config
+    settings: ConfigFile
     log: Log
     blobs: Blobs
     runners: Runners
     clock: Clock
     new_id: NewId
     environ: dict[str, str]
+
+    @property
+    def config(self) -> Config:
+        """As the file says now. Raises `ConfigInvalid` for an edit that can't be read."""
+        return self.settings.current()
 
     def private(self, session_id: str, harness: str) -> Path:
         """Where a session's agent of one kind keeps its configuration and its own transcript."""

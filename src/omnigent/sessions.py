@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from omnigent import archive, commands, content, workspace
 from omnigent import events as ev
 from omnigent.blobs import Blobs
-from omnigent.config import Config
+from omnigent.config import Config, ConfigFile
 from omnigent.errors import (
     BadCursor,
     Conflict,
@@ -81,12 +81,12 @@ class Sessions:
         self, home: Path, config: Config, log: Log, clock: Clock, new_id: NewId, environ: dict[str, str]
     ) -> None:
         self.home = home
-        self.config = config
+        self._settings = ConfigFile(home, config)
         self.log = log
         self.blobs = Blobs(home)
         self.hub = RunnerHub(home, log, self.blobs, environ, self.get)
         self.draining = False
-        self._house = House(home, config, log, self.blobs, self.hub, clock, new_id, environ)
+        self._house = House(home, self._settings, log, self.blobs, self.hub, clock, new_id, environ)
         self._open: dict[str, asyncio.Task[Session]] = {}
         self._ticker: asyncio.Task[None] | None = None
 
@@ -226,10 +226,10 @@ class Sessions:
         record, known = await self._replay(key, request)
         if known is not None:
             return await self.describe(known), True
-        name = harness_name(request.harness or self.config.harness)
+        name = harness_name(request.harness or self._house.config.harness)
         adapter = find_harness(name)
         path = _workspace(request.workspace)
-        choice = choose(self.config, adapter, request.provider, request.model)
+        choice = choose(self._house.config, adapter, request.provider, request.model)
         adapter.locate(self.home)
         session_id = self._house.new_id("ses")
         body = ev.SessionCreated(
@@ -286,7 +286,7 @@ class Sessions:
         adapter = find_harness(name)
         same = name == parent.harness
         choice = choose(
-            self.config,
+            self._house.config,
             adapter,
             request.provider or (parent.provider if same else None),
             request.model or (parent.model if same else None),
@@ -375,7 +375,7 @@ class Sessions:
             live = set(self.hub.live())
             if live:
                 busy_at = loop.time()
-            if loop.time() - busy_at > self.config.runner.idle_seconds:
+            if loop.time() - busy_at > self._settings.start.runner.idle_seconds:
                 self.hub.cool()
             else:
                 await self.hub.warm()
@@ -387,7 +387,7 @@ class Sessions:
                 if not idle:
                     session.idle_since = loop.time()
                 elif session_id in live:
-                    if loop.time() - session.idle_since > self.config.runner.idle_seconds:
+                    if loop.time() - session.idle_since > self._settings.start.runner.idle_seconds:
                         await session.close_idle()
                 elif not session.feed.followers and loop.time() - session.idle_since > 60:
                     self._open.pop(session_id, None)

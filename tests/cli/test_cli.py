@@ -126,6 +126,19 @@ def test_every_error_exits_with_a_code_of_the_table() -> None:
         (["lss"], 2, "Did you mean `omnigent ls`?"),
         (["atach", "@last"], 2, "Did you mean `omnigent attach`?"),
         (["ls", "--nonsense"], 2, "omnigent ls --help"),
+        (["run", "--modle", "gpt-5.5", "hi"], 2, "there is no option --modle\nhint: Did you mean --model?"),
+        (
+            ["harness", "install", "--verzion=1", "pi"],
+            2,
+            "no option --verzion\nhint: Did you mean --version?",
+        ),
+        (["config"], 2, "omnigent config wants a verb: path, show"),
+        (["devices"], 2, "omnigent devices wants a verb: ls, revoke"),
+        (["harness"], 2, "omnigent harness wants a verb: ls, install, doctor"),
+        (["server"], 2, "omnigent server wants a verb: start, stop, status, logs"),
+        (["server", "strat"], 2, "there is no verb 'strat'"),
+        (["server", "strat"], 2, "Did you mean start?"),
+        (["wait", "--until", "dome"], 2, "Did you mean done?"),
         (["help", "nonsense"], 3, "no help on 'nonsense'"),
         (["run", "-C", "nowhere", "hi"], 2, "There is no directory nowhere"),
         (["run", "-p"], 2, "There is no prompt"),
@@ -300,6 +313,51 @@ def test_a_key_is_proposed_and_never_used_silently(tmp_path: Path) -> None:
     assert "anthropic: {api: anthropic-messages, key: {env: ANTHROPIC_API_KEY}}" in ran.stderr
     assert "sk-secret" not in ran.stderr
     assert not (tmp_path / "o" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("harness", [[], ["-H", "scripted"]])
+def test_a_comment_on_providers_is_no_provider(tmp_path: Path, harness: list[str]) -> None:
+    """The text has the word: the server finds that there is none, and the first run's advice follows."""
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "config.yaml").write_text("server: {port: 0}\n# providers: none yet\n")
+    try:
+        ran = omnigent("run", "-p", *harness, "hi", home=tmp_path, ANTHROPIC_API_KEY="sk-secret")
+    finally:
+        omnigent("server", "stop", home=tmp_path)
+    assert ran.returncode == 2
+    assert "anthropic: {api: anthropic-messages, key: {env: ANTHROPIC_API_KEY}}" in ran.stderr
+
+
+def test_a_configuration_that_is_wrong_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "config.yaml").write_text("provider: {}\n")
+    ran = omnigent("run", "-p", "hi", home=tmp_path, ANTHROPIC_API_KEY="sk-secret")
+    assert ran.returncode == 2
+    assert "config.yaml" in ran.stderr and "provider" in ran.stderr
+    assert "is set here" not in ran.stderr
+
+
+def test_lines_are_never_added_to_a_file_that_has_their_sections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setattr(setup, "both_terminals", lambda: True)
+    (tmp_path / "config.yaml").write_text("providers: {}\n")
+    with pytest.raises(ProviderMissing, match="OPENAI_API_KEY is set here"):
+        setup.propose(tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "providers: {}\n"
+
+
+def test_a_directory_that_was_deleted_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    ran = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD"; exec "$0" -m omnigent run -p hi', sys.executable], cwd=gone,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMNIGENT_HOME": str(tmp_path / "o")},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert ran.stderr == "error: The current directory no longer exists; give one with -C.\n"
 
 
 def test_without_any_key_the_demo_is_named(tmp_path: Path) -> None:

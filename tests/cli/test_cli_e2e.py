@@ -165,15 +165,40 @@ def until(true: Callable[[], Any], seconds: float = 20) -> Any:
 def test_print_gives_the_final_text_and_nothing_else(house: House) -> None:
     ran = house.run("run", "-p", "-H", "scripted", "say hello")
     assert (ran.returncode, ran.stdout) == (0, "hello there\n")
-    assert re.search(
-        r"^session ses_\w+  http://127\.0\.0\.1:\d+/s/ses_\w+#token=\S+$", ran.stderr, re.MULTILINE
-    )
+    assert re.fullmatch(r"session ses_\w+  http://127\.0\.0\.1:\d+/s/ses_\w+\n", ran.stderr)
 
 
 def test_bare_omnigent_is_run_and_a_pipe_is_the_prompt(house: House) -> None:
     assert house.ok("say hello please") == "hello there\n"
     assert house.ok(stdin="say hello\n") == "hello there\n"
     assert house.ok("run", "-", stdin="say hello\n") == "hello there\n"
+
+
+def test_what_is_piped_in_follows_the_prompt(house: House) -> None:
+    house.ok("run", "-p", "say hello to", stdin="the log\nof a build\n")
+    assert "> say hello to\n> \n> the log\n> of a build\n" in house.ok("logs", "@last").replace(">\n", "> \n")
+
+
+def test_stdin_that_is_no_pipe_and_never_ends_is_left_alone(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ran = subprocess.run(
+            house.command("run", "-p", "say hello"), cwd=house.here, env=house.env, stdin=theirs,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (0, "hello there\n")
+
+
+def test_no_token_is_written_where_no_person_reads(house: House) -> None:
+    session = house.start("say hello")
+    token = (house.home / "token").read_text().strip()
+    for words in (("run", "-d", "say hello"), ("fork", session, "--share-workspace"), ("show", session)):
+        ran = house.run(*words)
+        assert ran.returncode == 0 and "/s/ses_" in ran.stdout + ran.stderr
+        assert token not in ran.stdout + ran.stderr
+    terminal = Terminal(house, "show", session)
+    terminal.expect(f"#token={token}")
+    assert terminal.end() == 0
 
 
 def test_a_question_of_the_gate_exits_8_and_stays_answerable(house: House) -> None:
@@ -317,8 +342,15 @@ def test_export_and_import(house: House, fresh: House) -> None:
     house.ok("stop", session)
     assert house.ok("export", session, "-o", "s.zip") == "s.zip\n"
     archive = str(house.here / "s.zip")
-    assert fresh.ok("import", archive).strip() == session
-    assert fresh.ok("import", archive).strip() == session
+    before = (house.here / "s.zip").read_bytes()
+    refused = house.run("export", session, "-o", "s.zip")
+    assert (refused.returncode, "--force" in refused.stderr) == (5, True)
+    assert (house.here / "s.zip").read_bytes() == before
+    house.ok("export", session, "-o", "s.zip", "--force")
+    first, again = fresh.run("import", archive), fresh.run("import", archive)
+    assert first.stdout.strip() == again.stdout.strip() == session
+    assert "read-only" in first.stderr and f"omnigent fork {session}" in first.stderr
+    assert "here already" in again.stderr and "read-only" not in again.stderr
     assert "hello there" in fresh.ok("logs", session)
 
 
@@ -332,6 +364,20 @@ def test_following_logs_ends_quietly_when_the_reader_leaves(house: House) -> Non
     house.ok("send", "@last", "say hello")  # a follower learns of a closed pipe at its next line
     out, err = ran.communicate(timeout=30)
     assert (out, err) == ("> say hello\n", "")
+
+
+def test_following_logs_ends_when_the_reader_leaves_and_nothing_happens(house: House) -> None:
+    session = house.start("say hello")
+    assert house.run("wait", session).returncode == 0
+    ran = subprocess.Popen(
+        house.command("logs", "-f", session), cwd=house.here, env=house.env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert ran.stdout and ran.stderr
+    with ran, ran.stderr:
+        assert ran.stdout.readline() == "> say hello\n"
+        ran.stdout.close()
+        assert (ran.wait(20), ran.stderr.read()) == (0, "")
 
 
 def test_lists_of_the_machine(house: House) -> None:
@@ -441,6 +487,7 @@ def test_a_person_at_a_terminal(house: House) -> None:
     """`run` attaches; y releases the command, Ctrl-C interrupts a turn, a second one leaves."""
     terminal = Terminal(house, "run", "run it")
     terminal.expect("session ses_")
+    terminal.expect("#token=" + (house.home / "token").read_text().strip())
     terminal.expect("allow? ")
     terminal.type("what?")
     terminal.expect("It waits for an approval")
@@ -537,6 +584,29 @@ def test_the_demo_really_works_and_leaves_nothing_running(fresh: House) -> None:
     assert "sh check.sh" in Path(transcript[1]).read_text()
     assert [path.name for path in (fresh.home / "demo").iterdir()] == [Path(transcript[1]).name]
     assert not list(Path("/proc").glob("[0-9]*/cwd")) or not _processes_in(fresh.home / "demo")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_ended_leaves_nothing(fresh: House, number: signal.Signals) -> None:
+    terminal = Terminal(fresh, "demo", "-H", "scripted")
+    terminal.expect("http://")
+    assert not terminal.seen.startswith("127.0.0.1:6767/")
+    terminal.expect("allow? ")
+    assert _processes_in(fresh.home / "demo")
+    terminal.child.send_signal(number)
+    assert terminal.end() == 128 + number
+    assert list((fresh.home / "demo").iterdir()) == []
+    until(lambda: not _processes_in(fresh.home / "demo"))
+
+
+def test_a_demo_without_an_answer_says_so(fresh: House) -> None:
+    terminal = Terminal(fresh, "demo", "-H", "scripted")
+    terminal.expect("allow? ")
+    os.write(terminal.main, b"\x04")
+    terminal.expect("the input ended before the approval was answered")
+    terminal.expect("kept: ")
+    assert terminal.end() == 1
+    until(lambda: not _processes_in(fresh.home / "demo"))
 
 
 def _processes_in(place: Path) -> list[str]:

@@ -220,7 +220,9 @@ def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path: Path, place: Pl
         assert f"Port {port} on 127.0.0.1 is taken by another program" in said and "server.port" in said
     port = place.record()["port"]
     other = make_place(tmp_path / "b", CONFIG | {"server": {"port": port}})
-    assert "the Omnigent server of another home" in other.refused("ls", code=5)
+    said = other.refused("ls", code=5)
+    assert f"the Omnigent server of another home, {place.home}" in said
+    assert f"OMNIGENT_HOME={place.home} omnigent server stop" in said
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -306,10 +308,10 @@ def test_a_log_with_newer_kinds_lists_shows_and_exports(place: Place, session: s
 # Links, and a program that was replaced under its server.
 
 
-def test_show_prints_the_link_with_its_token(place: Place, session: str) -> None:
+def test_show_prints_the_link_and_elsewhere_than_on_a_terminal_no_token(place: Place, session: str) -> None:
     token = (place.home / "token").read_text().strip()
-    assert f"{place.record()['url']}/s/{session}#token={token}" in place.ok("show", session)
-    assert token not in place.ok("show", session, "--json")
+    assert f"{place.record()['url']}/s/{session}\n" in place.ok("show", session)
+    assert token not in place.ok("show", session) + place.ok("show", session, "--json")
 
 
 def test_a_server_of_another_version_is_told_once_with_the_mend(tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ VARIANTS = {
         "for call in gated:",
         "for call in []:",
     ),
+    "runs what is denied": (
+        'reason = verdict.get("reason", "")',
+        'reason = self.agent.tools.run(call["id"], call["name"], call["input"])[1]',
+    ),
     "lies about a deny": ('outcome="denied", output=""', 'outcome="ok", output=""'),
     "runs nothing": (
         'self.agent.tools.run(call["id"], call["name"], call["input"])',
@@ -108,6 +112,7 @@ async def test_a_gate_that_holds(tmp_path: Path) -> None:
         ("ignores denies", "leaks", "was denied"),
         ("does not wait", "leaks", "ran a command"),
         ("does not ask", "leaks", "without asking"),
+        ("runs what is denied", "leaks", "was denied"),
         ("lies about a deny", "leaks", "was denied"),
         ("runs nothing", "broken", "that was allowed"),
         ("ends early", "broken", "never asked"),

@@ -268,13 +268,14 @@ class Dialogue:
             tell("the session was deleted")
             return OK
         with watch.lock:
-            may_read = watch.terminal or watch.state.settled
-            if self._one_turn and watch.state.settled and watch.state.outcome:
+            settled = watch.state.settled
+            may_read = watch.terminal or settled
+            if self._one_turn and settled and watch.state.outcome:
                 return self._exit_code()
         if may_read and (line := lines.take()) is not None:
             return self._line(line.strip())
-        if lines.ended and (watch.terminal or may_read):
-            return OK if watch.terminal else self._exit_code()
+        if lines.ended and (settled or (watch.terminal and not self._one_turn)):
+            return self._on_end()
         watch.prompt()
         sources = [watch.woken, lines.fd] if may_read and not lines.ended else [watch.woken]
         ready, _, _ = select.select(sources, [], [])
@@ -283,6 +284,17 @@ class Dialogue:
         if lines.fd in ready:
             lines.fill()
         return None
+
+    def _on_end(self) -> int:
+        """The person's lines are at their end, and (but for a terminal, which was left) the turns too."""
+        watch = self._watch
+        if not watch.terminal:
+            return self._exit_code()
+        if not self._one_turn:
+            return OK
+        asked = next((body["kind"] for body in watch.state.open.values()), None)
+        watch.say(f"the input ended before the {asked} was answered" if asked else "the input ended")
+        return FAILED
 
     def _exit_code(self) -> int:
         state = self._watch.state

@@ -1,6 +1,7 @@
 """`omnigent switch`, `model` and `fork`."""
 
 import argparse
+import sys
 from typing import Any
 
 from omnigent.cli import local, naming
@@ -87,5 +88,5 @@ def fork(options: argparse.Namespace) -> int:
         out_json(made)
     else:
         out(made["id"])
-        tell(f"forked from {session_id}  {link(made, client)}")
+        tell(f"forked from {session_id}  {link(made, client, token=sys.stderr.isatty())}")
     return OK

@@ -10,13 +10,14 @@ import json
 import os
 import secrets
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -38,7 +39,6 @@ from omnigent.harnesses.install import PINS
 from omnigent.processes import kill, start_time
 from omnigent.registry import harness_name
 
-_PORT = 6767
 _KEY = "OMNIGENT_DEMO_KEY"
 
 _PROMPT = "Read greeting.txt, run check.sh, fix what it finds, and run it again."
@@ -114,18 +114,48 @@ def demo(options: argparse.Namespace) -> int:
         install_shown(harness, main)
     else:
         tell(f"1/4  {harness} comes with Omnigent")
+    _end_on_signals()
     place = _make_place(main)
+    try:
+        done = _perform(place, main, harness, options)
+    except OmnigentError:
+        tell(f"kept: {place}")
+        raise
+    except BaseException:  # an end that was asked for
+        if not options.keep:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    kept = options.keep or not done
+    transcript = _tidy(place, main, kept=kept)
+    tell(f"transcript: {transcript}" + (f"\nkept: {place}" if kept else ""))
+    return OK if done else FAILED
+
+
+def _end_on_signals() -> None:
+    """A closed terminal and a `kill` end the demo as its own end does: nothing of it stays."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` said so
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for again in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)
+    if number == signal.SIGHUP:  # the terminal is gone, and each write to it would be an error
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nowhere, descriptor)
+    sys.exit(128 + number)
+
+
+def _perform(place: Path, main: Path, harness: str, options: argparse.Namespace) -> bool:
     project = place / "project"
     tell(f"2/4  a small repository: {project}")
     _make_project(project)
     tell("3/4  a scripted model in place of a vendor's, and a server for this demo")
     with _model(place) as model_url:
         home = _make_home(place, main, model_url)
-        done = _session(home, project, harness, options)
-    kept = options.keep or not done
-    transcript = _tidy(place, main, kept=kept)
-    tell(f"transcript: {transcript}" + (f"\nkept: {place}" if kept else ""))
-    return OK if done else FAILED
+        return _session(home, project, harness, options)
 
 
 def _make_place(main: Path) -> Path:
@@ -203,7 +233,7 @@ def _make_home(place: Path, main: Path, model_url: str) -> Path:
     (place / "key").rename(home / "secrets" / "demo")
     key = {"secret": "demo"}
     config: dict[str, Any] = {
-        "server": {"port": _free_port()},
+        "server": {"port": 0},  # any that is free: the usual one is for the person's own server
         "providers": {
             "demo-anthropic": {"api": "anthropic-messages", "base_url": model_url, "key": key},
             "demo-openai": {"api": "openai-responses", "base_url": f"{model_url}/v1", "key": key},
@@ -220,15 +250,6 @@ def _make_home(place: Path, main: Path, model_url: str) -> Path:
     return home
 
 
-def _free_port() -> int:
-    for port in (_PORT, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return probe.getsockname()[1]
-    raise OmnigentError("No port is free on 127.0.0.1.")
-
-
 def _session(home: Path, project: Path, harness: str, options: argparse.Namespace) -> bool:
     """Play it. Whether the work was really done."""
     client = launch(home)
@@ -237,27 +258,27 @@ def _session(home: Path, project: Path, harness: str, options: argparse.Namespac
             {"harness": harness, "workspace": str(project), "title": "Demo", "prompt": _PROMPT}
         )
         session_id = session["id"]
-        tell(f"4/4  watch it live: {link(session, client)}\n")
+        tell(f"4/4  watch it live: {link(session, client, token=True)}\n")
+        code = FAILED
         try:
-            _play(client, session_id)
+            code = _play(client, session_id)
         finally:
             _write_transcript(client, session_id, project.parent / "transcript.txt")
         done = _is_done(project)
         _tell_result(project, done=done)
-        if both_terminals() and not options.exit:
+        if code == OK and both_terminals() and not options.exit:
             tell("The page stays until you press Enter.")
             with suppress(KeyboardInterrupt):
                 sys.stdin.readline()
-        return done
+        return done and code == OK
     finally:
         _stop(home, client)
 
 
-def _play(client: Client, session_id: str) -> None:
+def _play(client: Client, session_id: str) -> int:
     """The turn, live. At a terminal the person answers what is asked; elsewhere the demo does and says so."""
     if both_terminals():
-        attach(client, session_id, after=0, one_turn=True)
-        return
+        return attach(client, session_id, after=0, one_turn=True)
     transcript = Transcript(coloured(colourful()))
     for frame in client.follow(session_id):
         if frame.event == "delta":
@@ -270,7 +291,8 @@ def _play(client: Client, session_id: str) -> None:
             tell("  (no terminal here: the demo allows it)")
             client.command(session_id, "resolve", approval_id=event["item_id"], decision="allow")
         if event["kind"] in ("turn.completed", "turn.failed", "turn.interrupted"):
-            return
+            break
+    return OK
 
 
 def _write(text: str) -> None:

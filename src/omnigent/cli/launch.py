@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -84,22 +85,36 @@ def server_environment(config: Config) -> dict[str, str]:
 
 
 def _await(child: subprocess.Popen[bytes], home: Path, config: Config, log: Path, began: int) -> Client:
+    try:
+        client = _answering(child, home, config, log, began)
+    except (KeyboardInterrupt, SystemExit):
+        child.kill()  # nobody else knows of it yet
+        child.wait()
+        raise
+    if client is None:
+        child.kill()
+        child.wait()
+        raise ServerUnreachable(
+            f"The server didn't answer within {DEADLINE:.0f} s and was ended.", hint=f"See {log}."
+        )
+    child.returncode = 0  # it lives on; tell subprocess not to warn about that
+    return client
+
+
+def _answering(
+    child: subprocess.Popen[bytes], home: Path, config: Config, log: Path, began: int
+) -> Client | None:
     deadline, attempt = time.monotonic() + DEADLINE, 0
     while time.monotonic() < deadline:
         client = local.running(home)
         if client is not None:
-            child.returncode = 0  # it lives on; tell subprocess not to warn about that
             return client
         if child.poll() is not None:
             _check_port(config, home)
             raise _died(child.returncode, log, began)
         time.sleep(min(0.05, pause_before(attempt)))
         attempt += 1
-    child.kill()
-    child.wait()
-    raise ServerUnreachable(
-        f"The server didn't answer within {DEADLINE:.0f} s and was ended.", hint=f"See {log}."
-    )
+    return None
 
 
 def _died(code: int, log: Path, began: int) -> OmnigentError:
@@ -121,11 +136,12 @@ def _check_port(config: Config, home: Path) -> None:
     if port == 0:
         return
     with suppress(OSError), socket.create_connection((host, port), timeout=1):
-        raise Conflict(
-            f"Port {port} on {host} is taken by {_who(host, port)}.",
-            hint=f"Set `server.port` in {home / 'config.yaml'}, e.g. `server: {{port: {port + 1}}}`.",
-            port=port,
-        )
+        mend = f"Set `server.port` in {home / 'config.yaml'}, e.g. `server: {{port: {port + 1}}}`."
+        who, other = _who(host, port), _home_at(port)
+        if other is not None:
+            who += f", {other}"
+            mend += f" Or stop that one: OMNIGENT_HOME={shlex.quote(str(other))} omnigent server stop"
+        raise Conflict(f"Port {port} on {host} is taken by {who}.", hint=mend, port=port)
 
 
 def _who(host: str, port: int) -> str:
@@ -134,3 +150,18 @@ def _who(host: str, port: int) -> str:
     except OmnigentError:
         return "another program"
     return "the Omnigent server of another home"
+
+
+def _home_at(port: int) -> Path | None:
+    """The home whose server has this port, if it can be known: from the words that our own servers were
+    started with (Linux), and the record that each writes."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue
+        if "omnigent.server" in words and "--home" in words[:-1]:
+            home = Path(words[words.index("--home") + 1])
+            if (local.server_record(home) or {}).get("port") == port:
+                return home
+    return None

@@ -9,13 +9,21 @@ from urllib.parse import parse_qs, urlsplit
 from omnigent import __version__
 from omnigent.cli.talk import tell
 from omnigent.client import ANSWER_TIMEOUT, HEALTH_TIMEOUT, PATIENCE, Client
-from omnigent.errors import OmnigentError, ServerUnreachable, Unauthorized
+from omnigent.errors import OmnigentError, ServerUnreachable, Unauthorized, WorkspaceMissing
 
 
 def home_path() -> Path:
     """`$OMNIGENT_HOME`, else `~/.omnigent`. (`config.home_path`, without what that module imports.)"""
     named = os.environ.get("OMNIGENT_HOME")
     return Path(named).expanduser().absolute() if named else Path.home() / ".omnigent"
+
+
+def here() -> Path:
+    """The current directory. Raises `WorkspaceMissing` if it was deleted under us."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise WorkspaceMissing("The current directory no longer exists; give one with -C.") from error
 
 
 def is_remote() -> bool:

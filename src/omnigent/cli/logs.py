@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from omnigent.cli import local, naming
+from omnigent.cli import local, naming, reader
 from omnigent.cli.parser import Parser, add_session
 from omnigent.cli.run import event_of
 from omnigent.cli.table import OK
@@ -33,6 +33,7 @@ def logs(options: argparse.Namespace) -> int:
     if not options.follow:
         _past(client, session_id, last, transcript)
         return OK
+    reader.exit_when_gone()
     for frame in client.follow(session_id, last):
         if frame.event == "event":
             _write(transcript.event(event_of(frame)) if transcript else frame.text + "\n")

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from omnigent.cli import local
 from omnigent.cli.talk import one_line
 from omnigent.client import Client, Session
-from omnigent.errors import Conflict, NotFound
+from omnigent.errors import Conflict, NotFound, WorkspaceMissing
 
 _FULL = re.compile(r"ses_[0-9A-HJKMNP-TV-Z]{26}")
 _IN_URL = re.compile(r"ses_[0-9A-Za-z]{26}")
@@ -15,7 +16,7 @@ _IN_URL = re.compile(r"ses_[0-9A-Za-z]{26}")
 def find(client: Client, named: str | None) -> str:
     """The id of the session meant. Raises `NotFound`, or `Conflict` naming those that fit."""
     if not named:
-        return latest_here(client, Path.cwd())["id"]
+        return latest_here(client, _here())["id"]
     if _FULL.fullmatch(named):
         return named
     if named == "@last":
@@ -23,6 +24,15 @@ def find(client: Client, named: str | None) -> str:
     if "://" in named:
         return _of_url(named)
     return choose(list(client.sessions(limit=200)), named)["id"]
+
+
+def _here() -> Path:
+    try:
+        return local.here()
+    except WorkspaceMissing as error:
+        raise WorkspaceMissing(
+            "The current directory no longer exists.", hint="Name the session; `omnigent ls` lists them."
+        ) from error
 
 
 def choose(sessions: list[Session], named: str) -> Session:

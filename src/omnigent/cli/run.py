@@ -1,6 +1,9 @@
 """`omnigent run` and its short forms: create a session, then print, detach or attach."""
 
 import argparse
+import os
+import select
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,10 @@ from omnigent.cli.table import FAILED, INTERRUPTED, NEEDS_INPUT, OK
 from omnigent.cli.talk import both_terminals, clean, colourful, out, tell
 from omnigent.cli.transcript import approval_line, question_lines, text_of
 from omnigent.client import Client, Event, Follow, Frame, Session
-from omnigent.errors import Malformed, WorkspaceMissing
+from omnigent.errors import Malformed, ProviderMissing, WorkspaceMissing
+
+_STDIN_SECONDS = 3.0
+"""How long a silent pipe is waited for without a word."""
 
 _AGENTS = {"claude": "claude-code", "codex": "codex", "pi": "pi"}
 
@@ -47,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     printing = options.print or options.json or not both_terminals()
     prompt = prompt_of(options.prompt, required=printing or options.detach)
     client, session = _create(options, workspace, prompt)
-    tell(f"session {session['id']}  {link(session, client)}")
+    tell(f"session {session['id']}  {link(session, client, token=sys.stderr.isatty())}")
     if options.yes:
         tell("warning: --yes: every tool call of this session is allowed without asking")
     if options.detach:
@@ -62,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
 
 def workspace_of(named: str) -> str:
     """The absolute path of a workspace. Raises `WorkspaceMissing`."""
+    if named == ".":
+        local.here()
     try:
         real = Path(named).expanduser().resolve(strict=True)
     except (OSError, RuntimeError) as error:
@@ -73,45 +81,81 @@ def workspace_of(named: str) -> str:
 
 
 def prompt_of(words: list[str], *, required: bool) -> str | None:
-    """The prompt from the arguments, or from stdin for `-` or when nothing was typed and stdin is a pipe."""
+    """The prompt from the arguments, or from stdin for `-` or if nothing was typed and stdin is no terminal.
+    What is piped in beside typed words follows them, after a blank line."""
     if words == ["-"] or (not words and required and not sys.stdin.isatty()):
-        text = sys.stdin.read().strip()
+        text = _read_stdin().strip()
     else:
-        text = " ".join(words).strip()
+        piped = _read_stdin().strip() if required and _is_piped() else ""
+        text = "\n\n".join(part for part in (" ".join(words).strip(), piped) if part)
     if not text and required:
         raise Malformed("There is no prompt.", hint="omnigent run -p 'what does this project do?'")
     return text or None
 
 
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file. Any other may be inherited, never end and not be meant for us."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read_stdin() -> str:
+    try:
+        if _is_piped() and not select.select([sys.stdin], [], [], _STDIN_SECONDS)[0]:
+            tell("waiting for the end of stdin; `< /dev/null` goes on without it")
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise Malformed("stdin is not UTF-8 text.") from error
+
+
 def _create(options: argparse.Namespace, workspace: str, prompt: str | None) -> tuple[Client, Session]:
     home = local.home_path()
-    if _unconfigured(home, options.harness):
-        from omnigent.cli.setup import propose  # the first run only
-
-        propose(home)
+    if not local.is_remote() and not _names_providers(home):
+        _set_up(home)
     approvals = "yes" if options.yes else "deny" if options.no_ask else "ask"
     body: dict[str, Any] = {
         "harness": options.harness, "model": options.model, "provider": options.provider,
         "workspace": workspace, "title": options.title, "prompt": prompt, "approvals": approvals,
     }  # fmt: skip
+    body = {name: value for name, value in body.items() if value is not None}
     client = local.connect()
-    return client, client.create({name: value for name, value in body.items() if value is not None})
-
-
-def _unconfigured(home: Path, harness: str | None) -> bool:
-    """Whether this machine's server surely has no provider: then what there is may be proposed."""
-    if local.is_remote() or harness == "scripted":
-        return False
     try:
-        return "providers" not in (home / "config.yaml").read_text()
-    except OSError:
-        return True
+        return client, client.create(body)
+    except ProviderMissing:
+        if local.is_remote() or not _set_up(home):
+            raise
+    client = local.connect()
+    return client, client.create(body)
 
 
-def link(session: Session, client: Client) -> str:
-    """The session's URL with the token in the fragment, which browsers don't send."""
-    url = session.get("web_url") or f"{client.url}/s/{session['id']}"
-    return url if "#" in url else f"{url}#token={client.token}"
+def _names_providers(home: Path) -> bool:
+    """Whether the configuration may have providers, by its text: reading it as YAML would cost every run more
+    than the run itself. A false yes is found by the server."""
+    try:
+        return "providers" in (home / "config.yaml").read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _set_up(home: Path) -> bool:
+    """Propose a provider unless one is configured (then False). Raises `ProviderMissing`, `ConfigInvalid`."""
+    from omnigent.cli.setup import propose  # the first run only, and not cheap
+    from omnigent.config import load_config
+
+    if load_config(home).providers:
+        return False
+    propose(home)
+    return True
+
+
+def link(session: Session, client: Client, *, token: bool) -> str:
+    """The session's URL. `token`: with the token, in the fragment, which browsers don't send; only where a
+    person reads it, for what is written elsewhere ends up in logs."""
+    url = (session.get("web_url") or f"{client.url}/s/{session['id']}").partition("#")[0]
+    return f"{url}#token={client.token}" if token else url
 
 
 def print_turn(client: Client, session_id: str, *, json_lines: bool, answers: bool) -> int:

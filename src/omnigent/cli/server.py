@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omnigent.cli import local
+from omnigent.cli import local, reader
 from omnigent.cli.parser import Parser, add_json
 from omnigent.cli.table import FAILED, OK, TIMEOUT
 from omnigent.cli.talk import out, out_json, tell
@@ -123,6 +123,8 @@ def logs(options: argparse.Namespace) -> int:
         log = path.open("rb")
     except OSError as error:
         raise NotFound(f"{path} can't be read: {error.strerror}.", hint="omnigent server start") from error
+    if options.follow:
+        reader.exit_when_gone()
     with log:
         lines = log.read()[-1_000_000:].splitlines(keepends=True)
         sys.stdout.buffer.write(b"".join(lines[-options.lines :] if options.lines > 0 else []))

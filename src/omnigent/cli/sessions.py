@@ -1,6 +1,7 @@
 """`omnigent ls`, `show` and `rm`."""
 
 import argparse
+import sys
 from typing import Any
 
 from omnigent.cli import local, naming
@@ -94,8 +95,11 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         out_json(session)
         return OK
-    for name, value in [*facts(session), ("url", link(session, client))]:
+    seen = sys.stdout.isatty()
+    for name, value in [*facts(session), ("url", link(session, client, token=seen))]:
         out(f"{name:<10} {value}")
+    if not seen:
+        tell("`omnigent show` in a terminal prints the link that opens it.")
     return OK
 
 

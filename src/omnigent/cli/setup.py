@@ -55,7 +55,7 @@ def propose(home: Path) -> None:
         )
     names = " and ".join(offer.variable for offer in offers)
     lines = lines_for(offers)
-    if not both_terminals():
+    if not both_terminals() or _has_sections(path):
         raise ProviderMissing(
             f"No model provider is configured. {names} is set here; Omnigent doesn't use it unasked.",
             hint=f"Add to {path}:\n{lines}",
@@ -66,6 +66,15 @@ def propose(home: Path) -> None:
             "No model provider is configured.", hint="Try `omnigent demo`, which needs no key."
         )
     _write(home, path, lines)
+
+
+def _has_sections(path: Path) -> bool:
+    """Whether the lines can't be put at the file's end: their sections are there already."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith(("providers:", "defaults:")) for line in lines)
 
 
 def _write(home: Path, path: Path, lines: str) -> None:
