@@ -87,7 +87,6 @@ class RunnerSettings(_Section):
 
 class ApprovalSettings(_Section):
     expire_seconds: int = Field(default=86_400, gt=0)
-    detach_seconds: int = Field(default=3_600, gt=0)
 
 
 class HarnessDefaults(_Section):

@@ -21,6 +21,7 @@ def decided(house: House, view: SessionView, command: commands.Switch | commands
         name = harness_name(command.harness)
         arguments["harness"] = name
         choice = _target(house, view, name, command.provider, command.model)
+        find_harness(name).locate(house.home)
     else:
         provider = command.provider or view.provider
         choice = choose(house.config, find_harness(view.harness), provider, command.model)
@@ -30,7 +31,6 @@ def decided(house: House, view: SessionView, command: commands.Switch | commands
 def _target(house: House, view: SessionView, name: str, provider: str | None, model: str | None) -> Choice:
     """Named > the same where the target reaches it > the target's default > an error with the choices."""
     harness = find_harness(name)
-    harness.locate(house.home)
     same = house.config.providers.get(view.provider or "")
     if provider is None and same is not None and same.api in harness.wires:
         return choose(house.config, harness, view.provider, model or view.model)
