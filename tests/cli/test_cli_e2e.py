@@ -183,7 +183,7 @@ def test_stdin_that_is_no_pipe_and_never_ends_is_left_alone(house: House) -> Non
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ran = subprocess.run(
-            house.command("run", "-p", "say hello"), cwd=house.here, env=house.env, stdin=theirs,
+            house.command("run", "-p", "say hello"), cwd=house.here, env=house.env, stdin=theirs.fileno(),
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert (ran.returncode, ran.stdout) == (0, "hello there\n")
@@ -760,3 +760,18 @@ def test_the_same_key_with_another_body_is_refused(house: House) -> None:
     with pytest.raises(Conflict):
         client.command(first["id"], "close")
         client.command(first["id"], "prompt", text="hi")
+
+
+def test_a_silent_pipe_beside_a_prompt_is_not_waited_for(house: House) -> None:
+    """A script's inherited pipe may never end."""
+    ours, theirs = os.pipe()
+    try:
+        ran = subprocess.run(
+            house.command("run", "-p", "say hello"), cwd=house.here, env=house.env, stdin=ours,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (ran.returncode, ran.stdout) == (0, "hello there\n")
+    assert "going on without it" in ran.stderr

@@ -18,7 +18,7 @@ from omnigent.client import Client, Event, Follow, Frame, Session
 from omnigent.errors import Malformed, ProviderMissing, WorkspaceMissing
 
 _STDIN_SECONDS = 3.0
-"""How long a silent pipe is waited for without a word."""
+"""How long a pipe beside a prompt may stay silent."""
 
 _AGENTS = {"claude": "claude-code", "codex": "codex", "pi": "pi"}
 
@@ -86,7 +86,7 @@ def prompt_of(words: list[str], *, required: bool) -> str | None:
     if words == ["-"] or (not words and required and not sys.stdin.isatty()):
         text = _read_stdin().strip()
     else:
-        piped = _read_stdin().strip() if required and _is_piped() else ""
+        piped = _read_beside().strip() if required and _is_piped() else ""
         text = "\n\n".join(part for part in (" ".join(words).strip(), piped) if part)
     if not text and required:
         raise Malformed("There is no prompt.", hint="omnigent run -p 'what does this project do?'")
@@ -102,10 +102,16 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
+def _read_beside() -> str:
+    """What is piped in beside a prompt. An inherited pipe that stays silent isn't meant for us."""
+    if not select.select([sys.stdin], [], [], _STDIN_SECONDS)[0]:
+        tell(f"nothing came on stdin in {_STDIN_SECONDS:.0f} s: going on without it")
+        return ""
+    return _read_stdin()
+
+
 def _read_stdin() -> str:
     try:
-        if _is_piped() and not select.select([sys.stdin], [], [], _STDIN_SECONDS)[0]:
-            tell("waiting for the end of stdin; `< /dev/null` goes on without it")
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise Malformed("stdin is not UTF-8 text.") from error
