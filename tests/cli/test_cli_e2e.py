@@ -23,7 +23,7 @@ from omnigent.client import Client
 from omnigent.errors import Conflict, Unauthorized
 from omnigent.testing.scripted_model import ScriptedModel, ThreadedModel, history_of
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def calls(tool: str, **given: Any) -> dict[str, Any]:
