@@ -4,7 +4,7 @@ import base64
 import json
 from typing import Any
 
-from omnigent.carry import SHORT_OUTPUT, carried, fit, history_of
+from omnigent.carry import SHORT_OUTPUT, fit, history_of
 from omnigent.events import JSON
 from omnigent.history import AssistantMessage, Entry, History, ToolCall, UserMessage
 
@@ -114,10 +114,3 @@ def test_then_whole_turns_are_dropped_oldest_first_and_said() -> None:
     last = kept.entries[-1]
     assert isinstance(last, AssistantMessage) and last.text == "answer 49"
     assert len(kept.entries) == 2 * (50 - number)
-
-
-def test_the_counts_of_what_is_carried() -> None:
-    image = {"type": "image", "media_type": "image/png", "blob": "img"}
-    entries = told(user("look", parts=[image]), assistant("I see"), call(output={"text": "x"}))
-    body = carried(History(entries=entries), "seeded", ["something"])
-    assert (body.messages, body.tool_calls, body.images, body.dropped) == (2, 1, 1, ("something",))

@@ -3,9 +3,9 @@
 import base64
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import cast
 
-from omnigent.events import JSON, Carried, Outcome
+from omnigent.events import JSON, Outcome
 from omnigent.history import AssistantMessage, Entry, History, Image, ToolCall, UserMessage
 
 CHARS_PER_TOKEN = 4
@@ -63,17 +63,6 @@ def fit(history: History, context_tokens: int) -> tuple[History, list[str]]:
         total -= sum(sizes[:end])
         del entries[:end], sizes[:end]
     return History(entries=tuple(entries)), dropped
-
-
-def carried(history: History, how: Any, dropped: list[str]) -> Carried:
-    """The counts an event tells."""
-    return Carried(
-        how=how,
-        messages=sum(not isinstance(entry, ToolCall) for entry in history.entries),
-        tool_calls=sum(isinstance(entry, ToolCall) for entry in history.entries),
-        images=sum(len(entry.images) for entry in history.entries if isinstance(entry, UserMessage)),
-        dropped=tuple(dropped),
-    )
 
 
 def _user(item: JSON, blob: GetBlob) -> UserMessage:
