@@ -70,7 +70,10 @@ class Resolve(_Command):
     approval_id: str
     decision: Literal["allow", "deny"]
     grant: Grant = Grant()
+    edited: str | None = None
+    """With allow: the command to run instead."""
     reason: str = ""
+    """With deny: the agent reads it."""
 
 
 class Answer(_Command):
@@ -99,8 +102,33 @@ class Switch(_Command):
     now: bool = False
 
 
+class SetBudget(_Command):
+    """Cap what the session's family (children and forks too) may spend; null lifts the cap."""
+
+    type: Literal["set_budget"] = "set_budget"
+    cap_usd: float | None = Field(ge=0)
+
+
+class SetPolicies(_Command):
+    """Change the session's own policies: `policies` is YAML text, each rule replaces the one of its name.
+
+    What loosens is the owner's to do; rules of wider scopes can't be removed here.
+    """
+
+    type: Literal["set_policies"] = "set_policies"
+    policies: str = ""
+    remove: tuple[str, ...] = ()
+
+
+class RevokeGrant(_Command):
+    """From now on its asks are asked again."""
+
+    type: Literal["revoke_grant"] = "revoke_grant"
+    grant_id: str
+
+
 class Resume(_Command):
-    """Reopen a closed session."""
+    """Reopen a closed session, or let a paused turn go on."""
 
     type: Literal["resume"] = "resume"
 
@@ -118,7 +146,20 @@ class Close(_Command):
 
 
 Command = Annotated[
-    Prompt | Edit | Cancel | Interrupt | Resolve | Answer | SetModel | Switch | Resume | Stop | Close,
+    Prompt
+    | Edit
+    | Cancel
+    | Interrupt
+    | Resolve
+    | Answer
+    | SetModel
+    | Switch
+    | SetBudget
+    | SetPolicies
+    | RevokeGrant
+    | Resume
+    | Stop
+    | Close,
     Field(discriminator="type"),
 ]
 

@@ -96,6 +96,18 @@ class WorkspaceMissing(Unprocessable):
     code, title = "workspace_missing", "No such workspace"
 
 
+class PolicyInvalid(Unprocessable):
+    """A policy file or rule that can't be stored; `line` and `column` (from 1) in the facts where known."""
+
+    code, title = "policy_invalid", "The policy can't be used"
+
+
+class OverBudget(OmnigentError):
+    """A model call would pass a cap; `cap` in the facts names it, with what is settled and reserved."""
+
+    code, status, title, exit_code = "over_budget", 409, "The budget doesn't reach", 7
+
+
 class Draining(OmnigentError):
     code, status, title, exit_code = "draining", 503, "The server is stopping", 9
 

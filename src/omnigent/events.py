@@ -86,6 +86,12 @@ Approvals = Literal["ask", "yes", "deny"]
 Outcome = Literal["ok", "error", "denied", "cancelled", "unknown"]
 Billing = Literal["metered", "subscription", "unknown"]
 Stream = Literal["text", "reasoning", "output"]
+PolicyScope = Literal["builtin", "server", "user", "project", "agent", "session"]
+Paused = Literal["budget", "policy", "quota", "billing"]
+"""Why a turn is paused. `budget`: a cap; `policy`: another rule; `quota`: the provider's, until its reset;
+`billing`: the provider wants money."""
+Metering = Literal["gateway", "harness"]
+"""Who counts a run's model calls: our gateway, or (where traffic can't pass it) the harness itself."""
 StartedHow = Literal["new", "native_resume", "native_fork", "seeded", "preamble"]
 
 
@@ -130,9 +136,22 @@ class PlanEntry(_Value):
 
 
 class Grant(_Value):
-    """`session` and `pattern` are remembered: the exact same action isn't asked again in this session."""
+    """How far an allow reaches. `session`: exactly these actions, until the session ends. `pattern`: what the
+    pattern matches, written as a rule's `when` (`exec: npm run *`, `read: docs/**`, `net: api.github.com`)."""
 
-    scope: Literal["once", "session"] = "once"
+    scope: Literal["once", "session", "pattern"] = "once"
+    pattern: str = ""
+    until: int | None = None
+    """UTC ms; None: as long as the session."""
+
+
+class PolicyEntry(_Value):
+    """One policy in effect, by content: it stays in force whatever becomes of the file it came from."""
+
+    name: str
+    scope: PolicyScope
+    content: str
+    """The rule as canonical JSON text (a rule may hold a number with a fraction, a body may not)."""
 
 
 # ── The session ─────────────────────────────────────────────────────────────────────────────────────────
@@ -207,6 +226,9 @@ class HarnessStarted(Body):
     model: str | None
     provider: str | None
     billing: Billing = "unknown"
+    credential: str = ""
+    """What pays, by name and never by value: `env ANTHROPIC_API_KEY`, `secret lab`, `vendor log-in`."""
+    metering: Metering = "harness"
     sandbox: str = "host"
     capabilities: dict[str, bool] = {}
     tools: tuple[str, ...] = ()
@@ -277,6 +299,23 @@ class TurnFailed(Body):
 class TurnInterrupted(Body):
     KIND = "turn.interrupted"
     how: Literal["protocol", "kill"] = "protocol"
+
+
+class TurnPaused(Body):
+    """The turn stopped where it was and goes on with `resume`, in the same native session. The agent's process
+    may end meanwhile. `until` (UTC ms): it goes on by itself then."""
+
+    KIND = "turn.paused"
+    reason: Paused
+    rule_ids: tuple[str, ...] = ()
+    detail: str = ""
+    until: int | None = None
+
+
+class TurnResumed(Body):
+    """A paused turn goes on: the next turn's message tells the agent to continue."""
+
+    KIND = "turn.resumed"
 
 
 # ── Messages ────────────────────────────────────────────────────────────────────────────────────────────
@@ -391,6 +430,64 @@ class PolicyDecided(Body):
     verdict: Literal["allow", "ask", "pause", "deny"]
     rule_ids: tuple[str, ...]
     reason: str
+    grant_ids: tuple[str, ...] = ()
+    """Grants that turned an ask into this allow; one of scope `once` is used up by it."""
+    action: Action | None = None
+    """Of a model call, which has no `tool.requested`."""
+
+
+class PolicyChanged(Body):
+    """The policies in effect from here on, whole: `policies` replaces what was before."""
+
+    KIND = "policy.changed"
+    policies: tuple[PolicyEntry, ...]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    loosens: bool = False
+    """Whether something that was denied, paused or asked may now pass."""
+
+
+class BudgetChanged(Body):
+    """The cap on the family's spending, in nano-USD; None lifts it."""
+
+    KIND = "budget.changed"
+    cap_nanousd: int | None
+
+
+class GrantAdded(Body):
+    """A person's allow that reaches further than one call. Its item id is the grant's id. It silences the asks
+    of `rule_ids` for an action whose digest is in `digests` or that `pattern` matches; nothing else.
+
+    `uses` 1 is the grant left by answering for an agent that was gone: the same call, proposed again, uses it up.
+    """
+
+    KIND = "grant.added"
+    scope: Literal["once", "session", "pattern"]
+    rule_ids: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    """Of single actions (`policies.digest`)."""
+    call_sha256: str = ""
+    """Of a whole call, for a grant of scope `once`."""
+    pattern: str = ""
+    title: str = ""
+    uses: int | None = None
+    until: int | None = None
+
+
+class GrantRevoked(Body):
+    KIND = "grant.revoked"
+
+
+class AccessRefused(Body):
+    """Somebody asked for what only a person may do, from inside an agent, or with an agent's credential."""
+
+    KIND = "access.refused"
+    what: str
+    """The request, without its body: `POST /v1/sessions/…/commands resolve`."""
+    reason: str
+    pid: int | None = None
+    program: str = ""
 
 
 class ApprovalRequested(Body):
@@ -406,6 +503,19 @@ class ApprovalRequested(Body):
     may_answer: tuple[str, ...] = ("owner",)
     options: tuple[str, ...] = ("allow", "allow_session", "deny")
     expires_at: int
+    hold: Literal["ask", "pause"] = "ask"
+    """`pause`: a rule stopped the turn here; `resume` or a changed budget lets the call be decided anew."""
+    patterns: tuple[str, ...] = ()
+    """Patterns that would cover it from now on, the narrowest first: shown, and theirs to edit."""
+    edit: str = ""
+    """The command as it may be edited before it is allowed; "" where the harness can't take another."""
+
+
+class ApprovalDetached(Body):
+    """Its agent is gone, the approval stays open. Answering it starts the agent again, which proposes the call
+    anew; an allow is remembered for that."""
+
+    KIND = "approval.detached"
 
 
 class ApprovalResolved(Body):
@@ -415,6 +525,8 @@ class ApprovalResolved(Body):
     outcome: Literal["allowed", "denied", "expired", "cancelled"]
     cancelled_by: Literal["interrupted", "switched", "closed", "superseded", "lost"] | None = None
     grant: Grant = Grant()
+    edited: str | None = None
+    """The command that runs instead of the one proposed."""
     reason: str = ""
 
 
@@ -437,12 +549,30 @@ class QuestionAnswered(Body):
 # ── Meters, files, notices ──────────────────────────────────────────────────────────────────────────────
 
 
+class UsageReserved(Body):
+    """A model call was let out of the gateway; `estimate_nanousd` is set aside until its usage is reported.
+
+    None: the price is unknown. Without `bounded` the estimate is of the input alone.
+    """
+
+    KIND = "usage.reserved"
+    call_id: str
+    model: str
+    provider: str
+    input_tokens: int = 0
+    max_output_tokens: int | None = None
+    estimate_nanousd: int | None = None
+    bounded: bool = False
+
+
 class UsageReported(Body):
     """Tokens of one completed model call (or of a turn, where the harness tells no more).
 
-    `input_tokens` excludes cache reads and writes; `output_tokens` includes `reasoning_tokens`.
-    `cost_nanousd` null means unknown, never zero; with `basis` `harness` it is told with the whole turn, in a
-    report of scope `turn`.
+    `input_tokens` excludes cache reads and writes; `output_tokens` includes `reasoning_tokens`;
+    `cache_write_tokens` includes `cache_write_1h_tokens`. `cost_nanousd` null means unknown, never zero; with
+    `basis` `harness` it is told with the whole turn, in a report of scope `turn`. With `billing` `subscription`
+    the cost is what the same tokens would cost at list price: nothing was billed. `estimate`: the call was broken
+    off and its tokens are counted from what was seen.
     """
 
     KIND = "usage.reported"
@@ -450,14 +580,19 @@ class UsageReported(Body):
     source: Literal["gateway", "harness"]
     scope: Literal["call", "turn"]
     model: str | None = None
+    provider: str | None = None
+    credential: str = ""
+    harness: str = ""
     billing: Billing = "unknown"
     input_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
     cost_nanousd: int | None = None
-    basis: Literal["provider", "harness", "table", "unknown"] = "unknown"
+    basis: Literal["provider", "harness", "table", "estimate", "unknown"] = "unknown"
+    outcome: Literal["ok", "aborted", "error", "lost"] = "ok"
 
 
 class FileChanged(Body):
@@ -479,6 +614,8 @@ class NoticeRaised(Body):
     code: str
     level: Literal["info", "warning", "error"]
     detail: str
+    until: int | None = None
+    """UTC ms, where it ends by itself (a quota's reset)."""
 
 
 class WorkspaceCheckpointed(Body):
@@ -535,6 +672,8 @@ AnyBody = (
     | TurnCompleted
     | TurnFailed
     | TurnInterrupted
+    | TurnPaused
+    | TurnResumed
     | MessageSubmitted
     | MessageQueued
     | MessageEdited
@@ -549,10 +688,17 @@ AnyBody = (
     | ToolStarted
     | ToolCompleted
     | PolicyDecided
+    | PolicyChanged
+    | BudgetChanged
+    | GrantAdded
+    | GrantRevoked
+    | AccessRefused
     | ApprovalRequested
+    | ApprovalDetached
     | ApprovalResolved
     | QuestionAsked
     | QuestionAnswered
+    | UsageReserved
     | UsageReported
     | FileChanged
     | PlanUpdated

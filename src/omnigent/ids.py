@@ -10,7 +10,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
-Prefix = Literal["ses", "evt", "cmd", "msg", "rsn", "tc", "ap", "q", "turn", "run", "dev", "ntc", "call"]
+Prefix = Literal[
+    "ses", "evt", "cmd", "msg", "rsn", "tc", "ap", "q", "turn", "run", "dev", "ntc", "call", "gr"
+]
 
 NewId = Callable[[Prefix], str]
 """Makes a fresh id of the given prefix."""
