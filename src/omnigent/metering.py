@@ -1,7 +1,7 @@
 """The words of a model call's way through the gateway: asked for, granted, counted.
 
-The gateway asks a `Meter` before a call leaves and tells it what became of it. In a runner the meter is the link
-to the server, where the policies decide and the ledger counts; tests and the suite use `Free`.
+The gateway asks a `Meter` before a call leaves and tells it what became of it. In a runner the meter is the
+link to the server, where the policies decide and the ledger counts; tests and the suite use `Free`.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,6 +12,31 @@ from omnigent.events import JSON
 Outcome = Literal["ok", "aborted", "error"]
 Refused = Literal["quota", "rate_limit", "billing"]
 """How a provider refuses: until its reset, for a moment, until somebody pays."""
+CapScope = Literal["session", "family", "user_day", "project_month"]
+"""What is added up: a session, its family, its owner's day, its workspace's month (both UTC)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """A limit on the ledger that the append transaction checks again: settled + reserved + the call's own
+    estimate stay within it. Exactly one of the two limits is set. `rule_id` names the rule it comes from."""
+
+    scope: CapScope
+    rule_id: str
+    nanousd: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What the ledger says of one scope: settled and reserved together."""
+
+    nanousd: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    """Calls whose price is unknown: `nanousd` is a lower bound then."""
+    notional: int = 0
+    """What calls paid by a subscription would have cost, in nano-USD; not part of `nanousd`."""
 
 
 @dataclass(frozen=True, slots=True)

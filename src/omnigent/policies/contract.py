@@ -10,32 +10,12 @@ from typing import Any, Literal, Protocol
 
 from omnigent.actions import Action, Parsed
 from omnigent.events import JSON, Approvals, Event
+from omnigent.metering import Cap as Cap
+from omnigent.metering import CapScope as CapScope
+from omnigent.metering import Spend as Spend
 
 Decision = Literal["allow", "ask", "pause", "deny"]
 STRICTNESS: dict[Decision, int] = {"allow": 0, "ask": 1, "pause": 2, "deny": 3}
-
-CapScope = Literal["session", "family", "user_day", "project_month"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cap:
-    """A limit on the ledger that the append transaction checks again: settled + reserved + the call's own
-    estimate stay within it. Exactly one of the two limits is set. `rule_id` names the rule it comes from."""
-
-    scope: CapScope
-    rule_id: str
-    nanousd: int | None = None
-    tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """What the ledger says of one scope: settled and reserved together."""
-
-    nanousd: int = 0
-    tokens: int = 0
-    unknown: int = 0
-    """Calls whose price is unknown: `nanousd` is a lower bound then."""
 
 
 @dataclass(frozen=True, slots=True)
