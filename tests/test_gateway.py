@@ -30,6 +30,8 @@ class Provider:
 
     def __init__(self) -> None:
         self.url = ""
+        self.act = ""
+        """How it answers."""
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         self.left = asyncio.Event()
         self.go_on = asyncio.Event()
@@ -37,7 +39,7 @@ class Provider:
     async def serve(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.seen.append((request.method, request.path_qs, headers, await request.read()))
-        match request.path.rsplit("/", 1)[-1]:
+        match self.act:
             case "stream":
                 return await self.stream(request)
             case "break":
@@ -134,8 +136,9 @@ async def test_bytes_go_through_untouched_and_the_key_is_exchanged(shown: dict[s
     ],
 )
 async def test_base_urls_and_queries_are_joined(base: str, rest: str, reaches: str) -> None:
-    async with provider() as up, gateway(to(up, "openai-responses", base, api="2")) as (it, client):
-        async with client.get(it.url("openai-responses") + rest, headers=BEARER):
+    wire: Wire = "openai-chat" if "chat" in rest else "openai-responses"
+    async with provider() as up, gateway(to(up, wire, base, api="2")) as (it, client):
+        async with client.post(it.url(wire) + rest, data=b"{}", headers=BEARER):
             pass
         assert up.seen[0][1] == reaches
         assert up.seen[0][2]["authorization"] == f"Bearer {KEY}"
@@ -143,31 +146,40 @@ async def test_base_urls_and_queries_are_joined(base: str, rest: str, reaches: s
 
 async def test_a_stream_is_not_buffered_and_encodings_stay() -> None:
     async with provider() as up, gateway(to(up)) as (it, client):
-        base = it.url("anthropic-messages")
-        async with client.post(f"{base}/stream", data=b"{}", headers=ANTHROPIC) as answer:
+        url = it.url("anthropic-messages") + "/v1/messages"
+        up.act = "stream"
+        async with client.post(url, data=b"{}", headers=ANTHROPIC) as answer:
             assert await answer.content.readline() == b"data: 1\n"
             assert it.in_flight == 1
             up.go_on.set()
             assert b"data: 2" in await answer.read()
         await until(lambda: it.in_flight == 0)
         assert it.last_activity > 0
-        async with client.get(f"{base}/zipped", headers=ANTHROPIC) as answer:
+        up.act = "zipped"
+        async with client.post(url, data=b"{}", headers=ANTHROPIC) as answer:
             assert answer.headers["content-encoding"] == "gzip"
             assert gzip.decompress(await answer.read()) == b"plain"
 
 
 async def test_a_client_that_leaves_ends_the_call() -> None:
     async with provider() as up, gateway(to(up)) as (it, client):
-        answer = await client.post(it.url("anthropic-messages") + "/stream", data=b"{}", headers=ANTHROPIC)
+        up.act = "stream"
+        url = it.url("anthropic-messages") + "/v1/messages"
+        answer = await client.post(url, data=b"{}", headers=ANTHROPIC)
         await answer.content.readline()
         answer.close()
         await asyncio.wait_for(up.left.wait(), 5)
         await until(lambda: it.in_flight == 0)
 
 
-async def test_an_answer_that_breaks_is_seen_to_break() -> None:
+@pytest.mark.parametrize(("path", "body"), [("/v1/messages", b"{}"), ("/v1/models", None)])
+async def test_an_answer_that_breaks_is_seen_to_break(path: str, body: bytes | None) -> None:
     async with provider() as up, gateway(to(up)) as (it, client):
-        async with client.get(it.url("anthropic-messages") + "/break", headers=ANTHROPIC) as answer:
+        up.act = "break"
+        url = it.url("anthropic-messages") + path
+        async with client.request(
+            "GET" if "models" in path else "POST", url, data=body, headers=ANTHROPIC
+        ) as answer:
             with pytest.raises(aiohttp.ClientError):
                 await answer.read()
         await until(lambda: it.in_flight == 0)
@@ -175,9 +187,13 @@ async def test_an_answer_that_breaks_is_seen_to_break() -> None:
 
 async def test_the_key_does_not_follow_a_redirect() -> None:
     async with provider() as up, gateway(to(up)) as (it, client):
-        url = it.url("anthropic-messages") + "/moved"
-        async with client.get(url, headers=ANTHROPIC, allow_redirects=False) as answer:
+        up.act = "moved"
+        base = it.url("anthropic-messages")
+        async with client.get(f"{base}/v1/models", headers=ANTHROPIC, allow_redirects=False) as answer:
             assert (answer.status, len(up.seen)) == (307, 1)
+        url = f"{base}/v1/messages"
+        async with client.post(url, data=b"{}", headers=ANTHROPIC, allow_redirects=False) as answer:
+            assert (answer.status, len(up.seen)) == (307, 2)
 
 
 @pytest.mark.parametrize("shown", [{}, {"x-api-key": KEY}, {"authorization": "Bearer other"}])
@@ -215,7 +231,9 @@ async def test_an_unreachable_provider_is_named_without_its_key() -> None:
     upstream = Upstream("openai-responses", base_url, {"authorization": f"Bearer {KEY}"})
     assert KEY not in repr(upstream)
     async with gateway(upstream) as (it, client):
-        async with client.post(it.url("openai-responses") + "/responses", headers=BEARER) as answer:
+        async with client.post(
+            it.url("openai-responses") + "/responses", data=b"{}", headers=BEARER
+        ) as answer:
             text = await answer.text()
         assert answer.status == 502
         assert f"http://127.0.0.1:{port}/v1" in json.loads(text)["error"]["message"]
@@ -248,7 +266,9 @@ async def test_while_held_calls_wait_and_then_go_or_are_refused() -> None:
 
 async def test_closing_ends_what_is_open() -> None:
     async with provider() as up, gateway(to(up)) as (it, client):
-        answer = await client.post(it.url("anthropic-messages") + "/stream", data=b"{}", headers=ANTHROPIC)
+        up.act = "stream"
+        url = it.url("anthropic-messages") + "/v1/messages"
+        answer = await client.post(url, data=b"{}", headers=ANTHROPIC)
         await answer.content.readline()
         await asyncio.wait_for(it.close(), 5)
         await asyncio.wait_for(up.left.wait(), 5)
