@@ -58,6 +58,12 @@ class Session(TypedDict):
     pending: NotRequired[dict[str, int]]
     queue_length: NotRequired[int]
     last_turn: NotRequired[JSON | None]
+    sandbox: NotRequired[str]
+    billing: NotRequired[str]
+    budget: NotRequired[JSON | None]
+    paused: NotRequired[JSON | None]
+    policies: NotRequired[int]
+    grants: NotRequired[list[JSON]]
     updated_at: int
     created_at: int
     web_url: NotRequired[str]
@@ -272,6 +278,49 @@ class Client:
     def inbox(self) -> list[Waiting]:
         """Every open approval and question that this token may see."""
         return self._json("GET", "/v1/inbox")["items"]
+
+    # Control
+
+    def policies(self, session_id: str | None = None, workspace: str | None = None) -> JSON:
+        """With a session: the rules in effect there. Without: what is applied, by scope, and what the
+        workspace's own file proposes."""
+        return self._json("GET", "/v1/policies", query={"session": session_id, "workspace": workspace})
+
+    def put_policies(self, change: JSON) -> JSON:
+        """Apply rules to a scope wider than a session: `{scope, key?, policies?, remove?}`. What changed."""
+        return self._json("PUT", "/v1/policies", body=change)
+
+    def diff_policies(self, change: JSON) -> JSON:
+        """What a change would come to, also of a session's own rules (`scope` session, `key` its id)."""
+        return self._json("POST", "/v1/policies/diff", body=change)
+
+    def check_policies(self, text: str) -> JSON:
+        """The rules of a YAML text. Raises `PolicyInvalid`, with the place."""
+        return self._json("POST", "/v1/policies/check", body={"policies": text})
+
+    def test_policies(self, body: JSON) -> JSON:
+        """Rules over a recorded log: `{policies, events | session_id, at?}`."""
+        return self._json("POST", "/v1/policies/test", body=body)
+
+    def replay(self, session_id: str, policies: str | None = None) -> JSON:
+        """What today's rules, and those of `policies`, would have said to all that a session did."""
+        body = {} if policies is None else {"policies": policies}
+        return self._json("POST", _path(session_id, "replay"), body=body)
+
+    def explain(self, session_id: str, item: str) -> JSON:
+        """Which rule decided a call (`tc_…`, `call_…`, or its approval `ap_…`), and from which facts."""
+        return self._json("GET", _path(session_id, "explain"), query={"item": item})
+
+    def usage(self, **query: str | int | None) -> JSON:
+        """The ledger's sums; the query is that of `GET /v1/usage`."""
+        return self._json("GET", "/v1/usage", query=query)
+
+    def audit(self, session_id: str) -> bytes:
+        """Both logs of a session as JSON lines."""
+        return self._request("GET", _path(session_id, "audit"))
+
+    def verify_audit(self, session_id: str) -> JSON:
+        return self._json("GET", _path(session_id, "audit", "verify"))
 
     # The rest
 

@@ -1,9 +1,9 @@
 """The policies of wider scopes than one session: of the server, of a user, of a project.
 
 They hold because an owner applied them, by content: no file is read when a decision is made, and editing one
-changes nothing. Each applied set is a `policy.changed` event in the house's own stream of the audit log, whole,
-with its actor and its time; its item id names the set (`server`, `user:KEY`, `project:KEY`). The rulebook is the
-fold of that stream.
+changes nothing. Each applied set is a `policy.changed` event in the house's own stream of the audit log,
+whole, with its actor and its time; its item id names the set (`server`, `user:KEY`, `project:KEY`). The
+rulebook is the fold of that stream.
 
 Wider scopes bind narrower ones: a rule of a narrower scope stands beside one of the same name, it never takes
 its place. Only the server's set may replace a default (by a rule of its name) or switch it off.
@@ -93,7 +93,7 @@ class Rulebook:
             after = events[-1].seq
 
     def entries(self, workspace: str, owner: str) -> tuple[PolicyEntry, ...]:
-        """What binds a session of this workspace and owner before its own rules: the defaults, then the server's
+        """What binds a session of this workspace and owner before its own rules: the defaults, the server's
         set, the user's, and those of every project that holds the workspace, the outermost first."""
         server = self.set("server")
         own = {entry.name for entry in server.entries}
@@ -117,8 +117,8 @@ class Rulebook:
     async def apply(
         self, scope: Scope, key: str, text: str, remove: Sequence[str] = (), actor: Actor = SYSTEM
     ) -> Change:
-        """Put the rules of a YAML text into a set, each in the place of the one of its name, and take `remove`
-        out; durable when it returns. What changes nothing is not recorded.
+        """Put the rules of a YAML text into a set, each in the place of the one of its name, and take
+        `remove` out; durable when it returns. What changes nothing is not recorded.
 
         `key` is the user's name or the project's absolute path, "" for the server. Raises `PolicyInvalid`,
         `Unprocessable` for a key that is none, `NotFound` for a name to remove that isn't there.

@@ -76,7 +76,7 @@ def test_a_turn_reads_like_a_conversation() -> None:
         "I'll run them.\n"
         "● Bash  npm test\n"
         "? ap_1 asks: npm test  (shell commands ask)\n"
-        "  allowed by laptop\n"
+        "  allowed by laptop (cli)\n"
         "  │ 2 passed\n"
         "  └ ok · 1.2 s\n"
     )

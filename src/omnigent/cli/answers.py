@@ -1,6 +1,7 @@
 """`omnigent inbox`, `approve`, `deny` and `answer`: what agents wait for."""
 
 import argparse
+import time
 from typing import Any
 
 from omnigent.cli import local
@@ -8,13 +9,19 @@ from omnigent.cli.parser import Parser, add_json
 from omnigent.cli.table import OK
 from omnigent.cli.talk import ask as ask_person
 from omnigent.cli.talk import both_terminals, one_line, out, out_json, tell
-from omnigent.cli.transcript import approval_line, choices, question_lines
+from omnigent.cli.transcript import choices, question_lines
+from omnigent.cli.wording import approval_line, approval_more, duration_ms
 from omnigent.client import JSON, Client, Waiting
 from omnigent.errors import Conflict, Malformed, NotFound
 
 _EXAMPLES = {
     "inbox": "omnigent inbox\nomnigent inbox --json",
-    "approve": "omnigent approve              the only open one\nomnigent approve ap_01KA3 --session",
+    "approve": (
+        "omnigent approve                                      the only open one\n"
+        "omnigent approve ap_01KA3 --session --until 2h        and exactly this for two hours\n"
+        "omnigent approve ap_01KA3 --pattern 'exec: npm run *'\n"
+        "omnigent approve ap_01KA3 --edit 'git push --dry-run'"
+    ),
     "deny": "omnigent deny ap_01KA3 -m 'use the staging database'",
     "answer": "omnigent answer               asks you here\nomnigent answer q_01KA3 2 'only the tests'",
 }
@@ -27,7 +34,11 @@ def configure(name: str, parser: Parser) -> None:
             "id", nargs="?", metavar="ID", help="id or unique start of one; the only open one when left out"
         )
     if name == "approve":
-        parser.add_argument("--session", action="store_true", help="and the same from now on")
+        reach = parser.add_mutually_exclusive_group()
+        reach.add_argument("--session", action="store_true", help="and exactly the same from now on")
+        reach.add_argument("--pattern", metavar="P", help="and what the pattern matches; `inbox` shows some")
+        parser.add_argument("--until", metavar="TIME", help="how long that holds: 30m, 2h, 1d")
+        parser.add_argument("--edit", metavar="CMD", help="run this command instead")
     if name == "deny":
         parser.add_argument("-m", "--reason", default="", help="the agent reads it")
     if name == "answer":
@@ -58,7 +69,7 @@ def lines_of(row: Waiting) -> list[str]:
     """A waiting item for people: what, then in which session."""
     item = row["item"]
     asked = (
-        [f"? {item['id']} asks: {approval_line(item)}"]
+        [f"? {item['id']} asks: {approval_line(item)}", *approval_more(item["id"], item)]
         if item["type"] == "approval"
         else question_lines(item["id"], item["questions"])
     )
@@ -66,10 +77,37 @@ def lines_of(row: Waiting) -> list[str]:
 
 
 def approve(options: argparse.Namespace) -> int:
+    grant = _grant(options)
+    if options.edit is not None and not options.edit.strip():
+        raise Malformed("The edited command is empty.", hint="To refuse it: omnigent deny ID -m 'why'")
     client = local.connect()
     row = pick(client.inbox(), "approval", options.id)
-    scope = "session" if options.session else "once"
-    return _resolve(client, row, options, decision="allow", grant={"scope": scope})
+    fields: dict[str, Any] = {"decision": "allow", "grant": grant}
+    if options.edit is not None:
+        if row["item"].get("edit") == "":
+            raise Malformed(
+                "Its agent can't run another command than the one it proposed.",
+                hint=f"Refuse it and say what to run: omnigent deny {row['item']['id']} -m 'run … instead'",
+            )
+        fields["edited"] = options.edit
+    return _resolve(client, row, options, **fields)
+
+
+def _grant(options: argparse.Namespace) -> JSON:
+    """How far the allow reaches, as the API has it."""
+    if options.pattern is not None and not options.pattern.strip():
+        raise Malformed("The pattern is empty.", hint="omnigent approve ID --pattern 'exec: npm run *'")
+    scope = "session" if options.session else "pattern" if options.pattern else "once"
+    grant: JSON = {"scope": scope}
+    if options.pattern:
+        grant["pattern"] = options.pattern
+    if options.until is not None:
+        if scope == "once":
+            raise Malformed(
+                "--until says how long a wider allow holds.", hint="Add --session, or --pattern P."
+            )
+        grant["until"] = time.time_ns() // 1_000_000 + duration_ms(options.until, "--until")
+    return grant
 
 
 def deny(options: argparse.Namespace) -> int:

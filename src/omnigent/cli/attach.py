@@ -9,6 +9,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,20 +17,30 @@ from typing import Any
 from omnigent.cli import local, naming
 from omnigent.cli.parser import Parser, add_session
 from omnigent.cli.run import event_of
-from omnigent.cli.table import FAILED, INTERRUPTED, NEEDS_INPUT, OK
+from omnigent.cli.table import BUDGET, FAILED, INTERRUPTED, NEEDS_INPUT, OK
 from omnigent.cli.talk import colourful, tell, tell_error
-from omnigent.cli.transcript import Transcript, approval_line, choices, coloured, question_lines
+from omnigent.cli.transcript import Transcript, choices, coloured, question_lines
+from omnigent.cli.wording import (
+    amount,
+    approval_line,
+    approval_more,
+    duration_ms,
+    paused_lines,
+    standing_of_session,
+)
 from omnigent.client import JSON, Client, Event, Follow, Session
-from omnigent.errors import OmnigentError
+from omnigent.errors import Malformed, OmnigentError
 
 TAIL = 200
 """Events of the past that are shown when a session is joined."""
 
 _HELP = """\
 A line is sent as a message (into the running turn where the agent can take it, else after it).
-Asked for approval: y allows once, s allows the same for this session, `n REASON` refuses.
+Asked for approval: y allows once; s (or `s 2h`) the same from now on; p (or `p PATTERN`) what the pattern
+matches; `e COMMAND` runs that instead; `n REASON` refuses.
 Asked a question: the number of an option, several with commas, or your own words.
-/interrupt  /stop  /switch HARNESS [MODEL]  /model MODEL  /quit   ·   Ctrl-C interrupts, twice detaches"""
+/interrupt  /stop  /resume  /budget USD|off  /switch HARNESS [MODEL]  /model MODEL  /quit
+Ctrl-C interrupts, twice detaches"""
 
 
 def configure(name: str, parser: Parser) -> None:
@@ -42,8 +53,9 @@ def configure(name: str, parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     client = local.connect()
     session_id = naming.find(client, options.session)
-    head = client.session(session_id)["last_seq"]
-    return attach(client, session_id, after=max(0, head - TAIL))
+    session = client.session(session_id)
+    tell(standing_of_session({**session}))
+    return attach(client, session_id, after=max(0, session["last_seq"] - TAIL))
 
 
 def attach(client: Client, session_id: str, *, after: int, one_turn: bool = False) -> int:
@@ -70,6 +82,8 @@ class State:
         """Open approvals and questions, oldest first: id → body with `kind`."""
         self.turn = False
         self.outcome = ""
+        self.paused: JSON | None = None
+        """Why the turn waits to go on: the body of its `turn.paused`."""
         self._unserved: set[str] = set()
         """Messages whose turn hasn't begun."""
 
@@ -91,11 +105,15 @@ class State:
             case "message.delivered" | "message.cancelled" | "message.failed":
                 self._unserved.discard(item)
             case "turn.started":
-                self.turn = True
+                self.turn, self.paused = True, None
                 self._unserved.discard(body.get("message_id") or "")
             case "turn.completed" | "turn.failed" | "turn.interrupted" as kind:
-                self.turn, self.outcome = False, kind.removeprefix("turn.")
+                self.turn, self.outcome, self.paused = False, kind.removeprefix("turn."), None
                 self.open.clear()
+            case "turn.paused":
+                self.turn, self.outcome, self.paused = False, "paused", body
+            case "turn.resumed":
+                self.paused = None
             case "approval.requested" | "question.asked" as kind:
                 self.open[item] = {**body, "kind": kind.partition(".")[0]}
             case "approval.resolved" | "question.answered":
@@ -131,6 +149,7 @@ class Watch:
                 if row["session_id"] == self.session_id:
                     self.state.open[row["item"]["id"]] = {**row["item"], "kind": row["item"]["type"]}
         self.state.turn = session["status"] in ("running", "waiting", "starting")
+        self.state.paused = session.get("paused")
 
     def read(self, follow: Follow) -> None:
         """The stream's thread. Its errors are the dialogue's to raise."""
@@ -196,7 +215,7 @@ class Watch:
         first = next(iter(self.state.open.values()), None)
         if first is None:
             return "> "
-        return "allow? [y]es, this [s]ession, [n]o + reason: " if first["kind"] == "approval" else "answer: "
+        return _keys(first) if first["kind"] == "approval" else "answer: "
 
     def _hide_prompt(self) -> None:
         if self._prompted:
@@ -246,6 +265,8 @@ class Dialogue:
         self._slashes: dict[str, Callable[[list[str]], None]] = {
             "/interrupt": lambda _: self._command("interrupt"),
             "/stop": lambda _: self._command("stop"),
+            "/resume": lambda _: self._command("resume"),
+            "/budget": self._budget,
             "/switch": self._switch,
             "/model": self._model,
             "/help": lambda _: watch.say(_HELP),
@@ -302,6 +323,9 @@ class Dialogue:
             for item, body in state.open.items():
                 self._watch.say("\n".join(_asked(item, body)))
             return NEEDS_INPUT
+        if state.paused:
+            self._watch.say("\n".join(paused_lines(state.paused, self._watch.session_id)))
+            return BUDGET if state.paused["reason"] == "budget" else NEEDS_INPUT
         return {"failed": FAILED, "interrupted": INTERRUPTED}.get(state.outcome, OK)
 
     def _on_interrupt(self) -> int | None:
@@ -338,23 +362,17 @@ class Dialogue:
         if first is None:
             self._command("prompt", text=line, when="steer" if state.turn else "auto")
         elif first[1]["kind"] == "approval":
-            self._resolve(first[0], line)
+            self._resolve(first[0], first[1], line)
         else:
             self._answer(first[0], first[1], line)
 
-    def _resolve(self, approval_id: str, line: str) -> None:
-        word, _, reason = line.partition(" ")
-        if word.lower() in ("y", "yes", "s"):
-            scope = "session" if word.lower() == "s" else "once"
-            self._command(
-                "resolve", approval_id, approval_id=approval_id, decision="allow", grant={"scope": scope}
-            )
-        elif word.lower() in ("n", "no"):
-            self._command(
-                "resolve", approval_id, approval_id=approval_id, decision="deny", reason=reason.strip()
-            )
-        else:
-            self._watch.say("It waits for an approval: y, s, or `n REASON`. /interrupt ends the turn.")
+    def _resolve(self, approval_id: str, approval: JSON, line: str) -> None:
+        try:
+            fields = resolution(approval, line)
+        except Malformed as error:
+            self._watch.say(f"{error.detail} {error.hint}".strip())
+            return
+        self._command("resolve", approval_id, approval_id=approval_id, **fields)
 
     def _answer(self, question_id: str, body: JSON, line: str) -> None:
         questions: list[JSON] = body["questions"]
@@ -370,6 +388,14 @@ class Dialogue:
             self._watch.say("/switch HARNESS [MODEL]")
             return
         self._command("switch", harness=words[0], **({"model": words[1]} if len(words) > 1 else {}))
+
+    def _budget(self, words: list[str]) -> None:
+        try:
+            cap = None if words == ["off"] else amount(" ".join(words), "/budget")
+        except Malformed as error:
+            self._watch.say(error.detail)
+            return
+        self._command("set_budget", cap_usd=cap)
 
     def _model(self, words: list[str]) -> None:
         if words:
@@ -393,7 +419,45 @@ class Dialogue:
                 watch.state.open.pop(closes, None)
 
 
+def resolution(approval: JSON, line: str) -> JSON:
+    """A typed answer to an approval, as the fields of `resolve`. Raises `Malformed`."""
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    match word.lower():
+        case "y" | "yes" | "a":
+            return {"decision": "allow", "grant": {"scope": "once"}}
+        case "s":
+            until = {"until": time.time_ns() // 1_000_000 + duration_ms(rest, "s")} if rest else {}
+            return {"decision": "allow", "grant": {"scope": "session", **until}}
+        case "p":
+            offered = approval.get("patterns") or ()
+            pattern = rest or next(iter(offered), "")
+            if not pattern:
+                raise Malformed("No pattern is offered here.", hint="Write one: `p exec: npm run *`.")
+            return {"decision": "allow", "grant": {"scope": "pattern", "pattern": pattern}}
+        case "e":
+            if not approval.get("edit"):
+                raise Malformed("Its agent can't run another command.", hint="Say what to run: `n REASON`.")
+            if not rest:
+                raise Malformed("e takes the command to run instead:", hint=f"e {approval['edit']}")
+            return {"decision": "allow", "edited": rest}
+        case "n" | "no" | "d":
+            return {"decision": "deny", "reason": rest}
+        case _:
+            raise Malformed(
+                "It waits for an approval: y, s, p, e COMMAND, or `n REASON`.",
+                hint="/interrupt ends the turn.",
+            )
+
+
+def _keys(approval: JSON) -> str:
+    """The prompt for an approval: the keys that it takes."""
+    more = [", [p]attern"] if approval.get("patterns") else []
+    more += [", [e]dit + command"] if approval.get("edit") else []
+    return f"allow? [y]es, this [s]ession{''.join(more)}, [n]o + reason: "
+
+
 def _asked(item: str, body: JSON) -> list[str]:
     if body["kind"] == "approval":
-        return [f"needs input: {item} asks: {approval_line(body)}"]
+        return [f"needs input: {item} asks: {approval_line(body)}", *approval_more(item, body)]
     return question_lines(f"needs input: {item}", body["questions"])

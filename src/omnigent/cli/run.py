@@ -11,9 +11,11 @@ from typing import Any
 
 from omnigent.cli import local
 from omnigent.cli.parser import Parser
-from omnigent.cli.table import FAILED, INTERRUPTED, NEEDS_INPUT, OK
+from omnigent.cli.rules import placed, read_rules
+from omnigent.cli.table import BUDGET, FAILED, INTERRUPTED, NEEDS_INPUT, OK
 from omnigent.cli.talk import both_terminals, clean, colourful, out, tell
-from omnigent.cli.transcript import approval_line, question_lines, text_of
+from omnigent.cli.transcript import question_lines, text_of
+from omnigent.cli.wording import amount, approval_line, approval_more, paused_lines, standing_of_session
 from omnigent.client import Client, Event, Follow, Frame, Session
 from omnigent.errors import Malformed, ProviderMissing, WorkspaceMissing
 
@@ -25,7 +27,8 @@ _AGENTS = {"claude": "claude-code", "codex": "codex", "pi": "pi"}
 _EXAMPLES = """\
 omnigent {name} 'fix the failing test'             attach to it on a terminal
 omnigent {name} -p 'what does this project do?'    print the answer and exit
-omnigent {name} -d --yes 'update the changelog'    leave it running, print its id"""
+omnigent {name} -d --yes 'update the changelog'    leave it running, print its id
+omnigent {name} --budget 3 --policy rules.yaml     pause at $3, with rules of its own"""
 
 
 def configure(name: str, parser: Parser) -> None:
@@ -42,6 +45,8 @@ def configure(name: str, parser: Parser) -> None:
     asking = parser.add_mutually_exclusive_group()
     asking.add_argument("--yes", action="store_true", help="allow every tool call without asking")
     asking.add_argument("--no-ask", action="store_true", help="nobody can answer: deny what would be asked")
+    parser.add_argument("--policy", metavar="FILE", action="append", help="rules of this session (YAML)")
+    parser.add_argument("--budget", metavar="USD", help="pause when the session has spent this much")
     parser.add_argument("-p", "--print", action="store_true", help="print the final text and exit")
     parser.add_argument("--json", action="store_true", help="print the events as JSON lines (implies -p)")
     parser.add_argument("-d", "--detach", action="store_true", help="don't wait; print the session's id")
@@ -54,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     prompt = prompt_of(options.prompt, required=printing or options.detach)
     client, session = _create(options, workspace, prompt)
     tell(f"session {session['id']}  {link(session, client, token=sys.stderr.isatty())}")
+    tell(standing_of_session({**session}))
     if options.yes:
         tell("warning: --yes: every tool call of this session is allowed without asking")
     if options.detach:
@@ -125,16 +131,31 @@ def _create(options: argparse.Namespace, workspace: str, prompt: str | None) -> 
     body: dict[str, Any] = {
         "harness": options.harness, "model": options.model, "provider": options.provider,
         "workspace": workspace, "title": options.title, "prompt": prompt, "approvals": approvals,
+        "policies": rules_of(options.policy), "budget_usd": budget_of(options.budget),
     }  # fmt: skip
     body = {name: value for name, value in body.items() if value is not None}
     client = local.connect()
-    try:
+    with placed(*(options.policy or ())):
+        try:
+            return client, client.create(body)
+        except ProviderMissing:
+            if local.is_remote() or not _set_up(home):
+                raise
+        client = local.connect()
         return client, client.create(body)
-    except ProviderMissing:
-        if local.is_remote() or not _set_up(home):
-            raise
-    client = local.connect()
-    return client, client.create(body)
+
+
+def rules_of(files: list[str] | None) -> str | None:
+    """The text of the one policy file. Raises `Malformed` for several, or for one that can't be read."""
+    if not files:
+        return None
+    if len(files) > 1:
+        raise Malformed("--policy takes one file.", hint="Put the rules in one file, under one `policies:`.")
+    return read_rules(files[0])
+
+
+def budget_of(typed: str | None) -> float | None:
+    return None if typed is None else amount(typed, "--budget")
 
 
 def _names_providers(home: Path) -> bool:
@@ -171,9 +192,10 @@ def print_turn(client: Client, session_id: str, *, json_lines: bool, answers: bo
     code = follow_turn(client, client.follow(session_id), turn, show)
     if not json_lines and turn.text:
         out(clean(turn.text) if colourful() else turn.text)
-    if code == NEEDS_INPUT:
+    if turn.waiting and code in (NEEDS_INPUT, BUDGET):
         tell(turn.waiting)
-        tell("hint: omnigent approve (or deny, answer); omnigent attach goes on in this terminal")
+        if not turn.paused:
+            tell("hint: omnigent approve (or deny, answer); omnigent attach goes on in this terminal")
     elif turn.trouble:
         tell(f"error: {turn.trouble}")
     return code
@@ -186,6 +208,7 @@ class Turn:
         self.text = ""
         self.trouble = ""
         self.waiting = ""
+        self.paused = False
         self._answers = answers
         self._code: int | None = None
 
@@ -204,9 +227,13 @@ class Turn:
                 self._code = INTERRUPTED
             case "message.failed":
                 self._code, self.trouble = FAILED, clean(f"{body['detail']} ({body['code']})")
-            case "approval.requested" if self._answers:
+            case "approval.requested" if self._answers or body.get("hold") == "pause":
                 self._code = NEEDS_INPUT
-                self.waiting = f"needs input: {event['item_id']} asks: {approval_line(body)}"
+                asks = f"needs input: {event['item_id']} asks: {approval_line(body)}"
+                self.waiting = "\n".join([asks, *approval_more(event["item_id"] or "", body)])
+            case "turn.paused" if not body.get("until"):
+                self._code, self.paused = BUDGET if body["reason"] == "budget" else NEEDS_INPUT, True
+                self.waiting = "\n".join(paused_lines(body, event["session_id"]))
             case "question.asked" if self._answers:
                 self._code = NEEDS_INPUT
                 self.waiting = "\n".join(

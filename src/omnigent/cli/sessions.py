@@ -10,6 +10,7 @@ from omnigent.cli.run import link
 from omnigent.cli.table import OK
 from omnigent.cli.talk import ago, both_terminals, one_line, out, out_json, shorten_home, table, tell, width
 from omnigent.cli.talk import ask as ask_person
+from omnigent.cli.wording import budget_line, cost_of, grant_line, paused_lines, standing_of_session
 from omnigent.client import Session
 from omnigent.errors import Malformed
 
@@ -109,7 +110,9 @@ def facts(session: Session) -> list[tuple[str, str]]:
     last = session.get("last_turn") or {}
     waiting = [f"{count} {name}" for name, count in pending.items() if count]
     tokens = f"{usage.get('input_tokens', 0):,} in, {usage.get('output_tokens', 0):,} out"
-    cost = usage.get("cost_usd")
+    cost, grants = cost_of(usage, session.get("billing") or ""), session.get("grants") or ()
+    why, rules = session.get("paused"), session.get("policies")
+    paused = paused_lines(why, session["id"]) if why else []
     lines = [
         ("id", session["id"]),
         ("title", one_line(session["title"])),
@@ -120,10 +123,18 @@ def facts(session: Session) -> list[tuple[str, str]]:
         ("harness", session["harness"]),
         ("model", " · ".join(part for part in (session.get("model"), session.get("provider")) if part)),
         ("workspace", session["workspace"]),
+        ("runs in", standing_of_session({**session})),
         ("waits for", ", ".join(waiting)),
+        *(("paused", line) for line in paused),
         ("queue", str(session.get("queue_length") or "")),
         ("last turn", one_line(": ".join(str(last[key]) for key in ("outcome", "detail") if last.get(key)))),
-        ("usage", tokens + (f", ${cost}" if cost is not None else "")),
+        ("usage", ", ".join(part for part in (tokens, cost) if part)),
+        ("budget", budget_line(session.get("budget"))),
+        (
+            "policies",
+            f"{rules}  (omnigent policy ls {session['id']})" if rules else "",
+        ),
+        *(("allowed", f"{grant_line(grant)}  ({grant['grant_id']})") for grant in grants),
         ("events", str(session["last_seq"])),
         ("created", f"{ago(session['created_at'])} ago"),
     ]

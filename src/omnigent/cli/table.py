@@ -9,8 +9,8 @@ class Row(NamedTuple):
     group: str
 
 
-_START, _READ, _STEER, _ANSWER, _KEEP, _HOUSE = (
-    "Start", "Look", "Steer", "Answer", "Keep", "This machine",
+_START, _READ, _STEER, _ANSWER, _CONTROL, _KEEP, _HOUSE = (
+    "Start", "Look", "Steer", "Answer", "Control", "Keep", "This machine",
 )  # fmt: skip
 
 COMMANDS: dict[str, Row] = {
@@ -28,7 +28,7 @@ COMMANDS: dict[str, Row] = {
     "interrupt": Row("steer", "end the running turn", _STEER),
     "stop": Row("steer", "end the turn and the agent's process", _STEER),
     "close": Row("steer", "stop, and refuse messages until resumed", _STEER),
-    "resume": Row("steer", "reopen a closed session", _STEER),
+    "resume": Row("steer", "let a paused turn go on, or reopen a closed session", _STEER),
     "switch": Row("change", "go on with another harness, keeping the context", _STEER),
     "model": Row("change", "change the model", _STEER),
     "fork": Row("change", "a new session that begins like this one", _STEER),
@@ -36,6 +36,12 @@ COMMANDS: dict[str, Row] = {
     "approve": Row("answers", "allow what an agent asked for", _ANSWER),
     "deny": Row("answers", "refuse it, with a reason for the agent", _ANSWER),
     "answer": Row("answers", "answer an agent's question", _ANSWER),
+    "policy": Row("policy", "rules: list, add, test, explain and replay them", _CONTROL),
+    "budget": Row("budget", "cap what a session may spend", _CONTROL),
+    "grants": Row("budget", "what is allowed without asking again", _CONTROL),
+    "revoke": Row("budget", "ask again", _CONTROL),
+    "usage": Row("usage", "tokens and money, by model, day, project, harness or user", _CONTROL),
+    "audit": Row("audit", "verify or export all that was decided in a session", _CONTROL),
     "export": Row("archive", "write a session to a zip file", _KEEP),
     "import": Row("archive", "read a session from a zip file", _KEEP),
     "rm": Row("sessions", "delete a session", _KEEP),
@@ -55,12 +61,12 @@ EXIT_CODES: dict[int, str] = {
     3: "not found",
     4: "not signed in, or not allowed",
     5: "conflict with the current state",
-    6: "denied by a policy (not used yet)",
-    7: "budget reached (not used yet)",
-    8: "needs input: an approval or a question is open",
+    6: "denied by a policy (`policy test --fail-on`)",
+    7: "paused: the budget is reached",
+    8: "needs input: an approval or a question is open, or a turn is paused",
     9: "server unreachable",
     124: "timeout",
     130: "interrupted",
 }
 
-OK, FAILED, USAGE, NEEDS_INPUT, TIMEOUT, INTERRUPTED = 0, 1, 2, 8, 124, 130
+OK, FAILED, USAGE, DENIED, BUDGET, NEEDS_INPUT, TIMEOUT, INTERRUPTED = 0, 1, 2, 6, 7, 8, 124, 130

@@ -7,6 +7,16 @@ events refer to by id.
 from collections.abc import Callable, Sequence
 
 from omnigent.cli.talk import clean, lasted, one_line, styled
+from omnigent.cli.wording import (
+    approval_line,
+    approval_more,
+    paused_lines,
+    policies_changed,
+    refused_line,
+    standing_of,
+    until,
+    usd,
+)
 from omnigent.client import JSON, Event
 
 OUTPUT_LINES = 12
@@ -29,11 +39,14 @@ class Transcript:
         self._shown: dict[str, int] = {}
         """Per open item, code points on the screen."""
         self._titles: dict[str, str] = {}
+        self._session = ""
+        """Whose events these are: for the commands that are named."""
         self._on_line: str | None = None
         """The item whose text the last line belongs to, if that line is unfinished."""
 
     def event(self, event: Event) -> str:
         """What an event adds; empty for those that aren't for people."""
+        self._session = event["session_id"]
         item, body, kind = event["item_id"] or "", event["body"], event["kind"]
         if kind in ("message.completed", "reasoning.completed"):
             return self._finished(item, body, kind)
@@ -85,8 +98,12 @@ class Transcript:
                 return self._asked(kind, item, body, event)
             case "turn":
                 return self._turn(kind, body)
-            case "harness" | "model" | "session" | "context":
-                return self._changed(kind, body)
+            case "harness" | "model" | "session" | "context" | "budget" | "grant":
+                return self._changed(kind, item, body)
+            case "policy":
+                return self._policy(kind, body, event)
+            case "access":
+                return self._style(f"! {refused_line(body)}", "red") + "\n"
             case "notice":
                 colour = {"error": "red", "warning": "yellow"}.get(body["level"], "dim")
                 return self._style(f"! {one_line(body['detail'], 400)}", colour) + "\n"
@@ -150,7 +167,11 @@ class Transcript:
     def _asked(self, kind: str, item: str, body: JSON, event: Event) -> str:
         match kind:
             case "approval.requested":
-                return self._style(f"? {item} asks: {approval_line(body)}", "yellow") + "\n"
+                lines = [f"? {item} asks: {approval_line(body)}", *approval_more(item, body)]
+                return "".join(self._style(line, "yellow") + "\n" for line in lines)
+            case "approval.detached":
+                gone = f"  {item}: its agent is gone; answering starts it again"
+                return self._style(gone, "dim") + "\n"
             case "approval.resolved":
                 return self._style(f"  {_resolved(body, event['actor'])}", "dim") + "\n"
             case "question.asked":
@@ -171,19 +192,44 @@ class Transcript:
             case "turn.interrupted":
                 how = " (the agent was ended)" if body.get("how") == "kill" else ""
                 return self._style(f"■ interrupted{how}", "yellow") + "\n"
+            case "turn.paused":
+                head, *more = paused_lines(body, self._session)
+                return self._style(f"‖ {head}", "yellow") + "\n" + "".join(f"  {line}\n" for line in more)
+            case "turn.resumed":
+                return self._style("▶ going on", "dim") + "\n"
             case _:
                 return ""
 
-    def _changed(self, kind: str, body: JSON) -> str:
-        said = _change(kind, body)
+    def _policy(self, kind: str, body: JSON, event: Event) -> str:
+        if kind == "policy.changed":
+            said = policies_changed(body, event["actor"])
+            return self._style(f"— {said}", "dim") + "\n" if said else ""
+        if body["verdict"] not in ("deny", "pause"):
+            return ""
+        verb = "denied" if body["verdict"] == "deny" else "stopped"
+        by = f" by {', '.join(body['rule_ids'])}" if body.get("rule_ids") else ""
+        # The end of a tool call tells the reason once more; a model call has no such end.
+        why = f": {one_line(body['reason'], 400)}" if body.get("action") else ""
+        return self._style(f"  ✗ {verb}{by}{why}", "yellow") + "\n"
+
+    def _changed(self, kind: str, item: str, body: JSON) -> str:
+        said = _change(kind, item, body)
         return self._style(f"— {said}", "dim") + "\n" if said else ""
 
 
-def _change(kind: str, body: JSON) -> str:
+def _change(kind: str, item: str, body: JSON) -> str:
     match kind:
         case "harness.started":
             model = f", {body['model']}" if body.get("model") else ""
-            return f"{body['harness']} {body['version']}{model}"
+            return f"{body['harness']} {body['version']}{model} · {standing_of(body)}"
+        case "budget.changed":
+            cap = body.get("cap_nanousd")
+            return "budget: no cap" if cap is None else f"budget: {usd(cap)}"
+        case "grant.added":
+            what = body.get("pattern") or body.get("title") or "this call"
+            return f"allowed from now on: {one_line(what)}{until(body)}  (omnigent revoke {item})"
+        case "grant.revoked":
+            return f"no longer allowed by itself: {item}"
         case "harness.exited":
             quiet = body["reason"] in ("closed", "idle", "switched")
             return "" if quiet else f"the agent's process ended: {body['reason']}"
@@ -218,12 +264,6 @@ def text_of(content: Sequence[JSON]) -> str:
     return "\n".join(parts)
 
 
-def approval_line(approval: JSON) -> str:
-    """What is asked, and why, on one line."""
-    reason = f"  ({one_line(approval['reason'])})" if approval.get("reason") else ""
-    return one_line(approval["title"], 400) + reason
-
-
 def question_lines(item: str, questions: Sequence[JSON]) -> list[str]:
     lines: list[str] = []
     for question in questions:
@@ -250,9 +290,15 @@ def _resolved(body: JSON, actor: dict[str, str]) -> str:
     if outcome in ("expired", "cancelled"):
         by = f" ({body['cancelled_by']})" if body.get("cancelled_by") else ""
         return outcome + by
-    scope = ", and the same from now on" if body.get("grant", {}).get("scope") == "session" else ""
+    grant: JSON = body.get("grant") or {}
+    scope = {
+        "session": ", and the same from now on",
+        "pattern": f", and from now on {one_line(grant.get('pattern') or '')}",
+    }.get(grant.get("scope", ""), "")
+    edited = f", edited to: {one_line(body['edited'])}" if body.get("edited") else ""
     reason = f": {one_line(body['reason'])}" if body.get("reason") else ""
-    return f"{outcome} by {actor.get('id', 'somebody')}{scope}{reason}"
+    face = f" ({actor['via']})" if actor.get("via") else ""
+    return f"{outcome} by {actor.get('id', 'somebody')}{face}{scope}{until(grant)}{edited}{reason}"
 
 
 def coloured(on: bool) -> Style:

@@ -5,7 +5,7 @@ import time
 
 from omnigent.cli import local, naming
 from omnigent.cli.parser import Parser, add_json, add_session
-from omnigent.cli.table import FAILED, INTERRUPTED, NEEDS_INPUT, OK, TIMEOUT
+from omnigent.cli.table import BUDGET, FAILED, INTERRUPTED, NEEDS_INPUT, OK, TIMEOUT
 from omnigent.cli.talk import out_json, tell
 from omnigent.client import Client, Session
 
@@ -13,9 +13,10 @@ _POLL = 2.0
 """Seconds between two looks while nothing happens: a lost runner shows in the status, not in an event."""
 
 _HELP = """\
-done (the default): nothing happens any more by itself; exit 0 after a good turn, 1 after a failed one, 8
-when an approval or question is open, 130 after an interrupted one.
-idle: no turn runs. needs-input: an approval or question is open."""
+done (the default): nothing happens any more by itself; exit 0 after a good turn, 1 after a failed one, 7
+when the budget is reached, 8 when an approval or question is open or a turn is paused otherwise, 130 after
+an interrupted one.
+idle: no turn runs. needs-input: an approval or question is open, or a turn is paused."""
 
 
 def configure(name: str, parser: Parser) -> None:
@@ -58,13 +59,23 @@ def verdict(session: Session, until: str) -> int | None:
     resting = status in ("idle", "closed", "lost", "paused") and not session.get("queue_length")
     outcome = (session.get("last_turn") or {}).get("outcome")
     if until == "needs-input":
-        return OK if open_ones else FAILED if status == "closed" else None
+        return OK if open_ones or status == "paused" else FAILED if status == "closed" else None
     if until == "idle":
         return OK if resting else None
     if status == "waiting" or open_ones:
         return NEEDS_INPUT
+    if status == "paused":
+        return _paused(session)
     if not resting:
         return None
     return (
         FAILED if status == "lost" else {"failed": FAILED, "interrupted": INTERRUPTED}.get(outcome or "", OK)
     )
+
+
+def _paused(session: Session) -> int | None:
+    """None while the pause ends by itself, at a quota's reset."""
+    paused = session.get("paused") or {}
+    if paused.get("until"):
+        return None
+    return BUDGET if paused.get("reason") == "budget" else NEEDS_INPUT

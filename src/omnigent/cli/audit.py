@@ -1,0 +1,75 @@
+"""`omnigent audit verify|export`: whether a session's logs are whole, and all of what they say."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from omnigent.cli import local, naming
+from omnigent.cli.parser import Parser, add_json, add_session
+from omnigent.cli.table import FAILED, OK
+from omnigent.cli.talk import out, out_json, tell
+from omnigent.client import JSON
+from omnigent.errors import Conflict, Malformed
+
+_HELP = """\
+A session has two chained logs: its own, and the full audit, which has every verdict, plain allows too.
+Each event's hash covers all before it, so that a change, a gap or a cut in the middle shows."""
+
+
+def configure(name: str, parser: Parser) -> None:
+    parser.example = "omnigent audit verify @last\nomnigent audit export ses_01KA3 -o audit.jsonl"
+    parser.epilog = _HELP
+    verbs = parser.verbs()
+    verify_ = verbs.add_parser("verify", help="check both chains; exit 1 when one is broken")
+    verify_.example = "omnigent audit verify @last"
+    add_session(verify_)
+    add_json(verify_)
+    verify_.set_defaults(call=verify)
+    export_ = verbs.add_parser("export", help="both logs as JSON lines")
+    export_.example = "omnigent audit export @last | jq 'select(.kind == \"audit.decided\") .body'"
+    add_session(export_)
+    export_.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+    export_.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    export_.set_defaults(call=export)
+
+
+def verify(options: argparse.Namespace) -> int:
+    client = local.connect()
+    session_id = naming.find(client, options.session)
+    found = client.verify_audit(session_id)
+    if options.json:
+        out_json(found)
+    else:
+        out(f"{session_id}")
+        for name, chain in (("log", found["log"]), ("audit", found["audit"])):
+            out(f"{name:<6} {chain_line(chain)}")
+    return OK if found["ok"] else FAILED
+
+
+def chain_line(chain: JSON) -> str:
+    """What was found of one chain."""
+    count = chain.get("events", 0)
+    if chain.get("broken_at") is not None:
+        return f"BROKEN at event {chain['broken_at']}: from there on it isn't what was written"
+    return f"whole, {count:,} events" if count else "nothing recorded"
+
+
+def export(options: argparse.Namespace) -> int:
+    client = local.connect()
+    data = client.audit(naming.find(client, options.session))
+    if options.output in (None, "-"):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return OK
+    path = Path(options.output)
+    try:
+        with path.open("wb" if options.force else "xb") as opened:
+            opened.write(data)
+    except FileExistsError as error:
+        raise Conflict(f"{path} is there already.", hint="Overwrite it with --force.") from error
+    except OSError as error:
+        raise Malformed(
+            f"{path} can't be written: {error.strerror}.", hint="Name another file with -o."
+        ) from error
+    tell(f"{path}: {len(data):,} bytes")
+    return OK
