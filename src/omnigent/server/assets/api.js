@@ -36,7 +36,7 @@ export async function getJson(path) {
   return (await call(path)).json();
 }
 
-const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
+export const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
 
 // A command is repeated with its key while the network fails, so that it happens once.
 export async function command(session, body) {
@@ -116,7 +116,7 @@ function parsed(block) {
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick" || name === "onsubmit") node[name] = value;
+    if (name.startsWith("on")) node[name] = value;
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
@@ -136,6 +136,45 @@ export function ago(at) {
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
   return `${Math.floor(seconds / 86400)} d ago`;
 }
+
+export const usd = (amount) => `$${amount.toFixed(amount && amount < 1 ? 4 : 2)}`;
+
+// A time of day, with the date where it isn't today's.
+export function clock(at) {
+  const time = new Date(at);
+  const hour = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return time.toDateString() === new Date().toDateString() ? hour : `${time.toLocaleDateString([], { month: "short", day: "numeric" })}, ${hour}`;
+}
+
+export function remaining(at) {
+  const minutes = Math.ceil((at - Date.now()) / 60000);
+  if (minutes <= 0) return "a moment";
+  if (minutes < 60) return `${minutes} min`;
+  if (minutes < 2880) return `${Math.floor(minutes / 60)} h${minutes % 60 && minutes < 600 ? ` ${minutes % 60} min` : ""}`;
+  return `${Math.floor(minutes / 1440)} d`;
+}
+
+// Answers by what they say: the same one keeps its key, so that it counts once however often it is sent.
+const keys = new Map();
+
+export function keyed(body) {
+  const text = JSON.stringify(body);
+  if (!keys.has(text)) keys.set(text, randomKey());
+  return { idempotency_key: keys.get(text), ...body };
+}
+
+// Puts `fresh` where `old` was; the keyboard stays where it was.
+export function swap(old, fresh) {
+  const active = document.activeElement;
+  const place = old.contains(active) ? reachable(old).indexOf(active) : null;
+  old.replaceWith(fresh);
+  if (place === null) return;
+  const next = reachable(fresh)[place];
+  if (!next) fresh.tabIndex = -1;
+  (next || fresh).focus({ preventScroll: true });
+}
+
+const reachable = (node) => Array.from(node.querySelectorAll("a, button, summary, input, select, textarea, [tabindex]"));
 
 const LINKS = { live: "live", lost: "reconnecting", revoked: "signed out", deleted: "deleted", gone: "ended", connecting: "connecting" };
 

@@ -1,6 +1,7 @@
 // One transcript item → one list element. Text of agents and people only ever becomes text nodes.
 
-import { element } from "./api.js";
+import { approval, ruled } from "./approval.js";
+import { clock, element, usd } from "./api.js";
 import { prose } from "./prose.js";
 
 export function renderItem(record, actions) {
@@ -8,7 +9,7 @@ export function renderItem(record, actions) {
   return render ? render(record, actions) : other(record.data);
 }
 
-const RENDERERS = { message, reasoning, tool_call: tool, approval, question, notice, plan, turn, switch: switched, fork, file, unknown: other };
+const RENDERERS = { message, reasoning, tool_call: tool, approval: asking, question, notice, plan, turn, switch: switched, fork, file, budget, policies, unknown: other };
 
 const MARKS = {
   queued: "queued", submitted: "", cancelled: "cancelled", failed: "not delivered", interrupted: "interrupted", lost: "cut off",
@@ -65,7 +66,7 @@ function tool({ data, text, node }, actions) {
       element("span", { class: "name" }, data.tool || "tool"),
       element("span", { class: "command" }, data.title || ""),
       element("span", { class: "outcome" }, (OUTCOMES[data.status] || data.status) + exit)));
-  if (data.status === "denied" && data.reason) box.append(element("p", { class: "reason" }, data.reason));
+  if (data.status === "denied" || data.verdict === "deny") box.append(refused(data));
   const output = data.output || {};
   if (text || output.tail) {
     const known = node?.querySelector("pre");
@@ -77,6 +78,16 @@ function tool({ data, text, node }, actions) {
     if (output.blob) box.append(whole(output, pre, actions));
   }
   return keep(element("li", { "data-id": data.id, "aria-label": `${data.tool}: ${OUTCOMES[data.status] || data.status}` }, box), data);
+}
+
+// Which rule refused it, and what the agent was told.
+function refused(data) {
+  const rules = data.verdict === "deny" ? ruled(data.rule_ids) : "";
+  return element("div", { class: "reason" }, data.reason ? element("p", {}, data.reason) : "", rules);
+}
+
+function asking(record, actions) {
+  return keep(approval(record, actions), record.data);
 }
 
 function whole(output, pre, actions) {
@@ -96,44 +107,6 @@ function whole(output, pre, actions) {
 
 // Terminal colours and moves have no place here.
 const plain = (text) => text.replace(/\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07/g, "").replace(/[^\n]*\r(?!\n)/g, "");
-
-const ENDS = { allowed: "Allowed", denied: "Denied", expired: "Expired unanswered, so denied", cancelled: "No longer asked" };
-
-function approval({ data, node }, actions) {
-  if (data.status !== "open") {
-    const by = data.by?.kind === "person" ? ` by ${data.by.id}` : "";
-    const why = data.cancelled_by ? ` (${data.cancelled_by})` : data.reason && data.status === "denied" ? `: ${data.reason}` : "";
-    return keep(element("li", { class: "approval settled", "data-status": data.status, "data-id": data.id }, `${ENDS[data.status] || data.status}${by}${why}`), data);
-  }
-  if (node) return node; // a half-written reason stays
-  const reason = element("input", { type: "text", placeholder: "Reason, told to the agent", "aria-label": "Reason for a denial" });
-  const box = element("div", { class: "choices" });
-  const settle = async (body) => {
-    box.querySelectorAll("button").forEach((button) => { button.disabled = true; });
-    try {
-      await actions.tell({ type: "resolve", approval_id: data.id, ...body });
-    } catch {
-      box.querySelectorAll("button").forEach((button) => { button.disabled = false; });
-    }
-  };
-  const button = (text, body, kind) => element("button", { type: "button", class: kind, onclick: () => settle(body()) }, text);
-  box.append(button("Allow once", () => ({ decision: "allow" }), "primary"));
-  if (data.options.includes("allow_session")) {
-    box.append(button("Allow for the session", () => ({ decision: "allow", grant: { scope: "session" } })));
-  }
-  box.append(button("Deny", () => ({ decision: "deny", reason: reason.value.trim() })), reason);
-  return keep(element("li", { class: "approval open", "data-id": data.id, role: "group", "aria-label": "Approval needed" },
-    element("p", { class: "ask" }, "May the agent do this?"),
-    element("pre", {}, data.actions.map(acted).join("\n") || data.title),
-    data.reason ? element("p", { class: "why" }, data.reason) : null, box), data);
-}
-
-function acted(action) {
-  if (action.type === "exec") return `$ ${action.command}${action.background ? "   (in the background)" : ""}`;
-  if (action.type.startsWith("file.")) return `${action.type.slice(5)} ${action.real_path || action.path}`;
-  const { type, ...rest } = action;
-  return `${type} ${JSON.stringify(rest)}`;
-}
 
 function question({ data, node }, actions) {
   if (data.status !== "open") {
@@ -180,10 +153,24 @@ function answers(form, name) {
 }
 
 function notice({ data }) {
-  return line(data, data.detail, data.level);
+  const until = data.until ? ` Until ${clock(data.until)}.` : "";
+  return line(data, `${data.detail}${until}`, data.level);
 }
 
+function budget({ data }) {
+  const cap = data.cap_nanousd;
+  return line(data, `${cap === null ? "The budget’s cap was lifted" : `The budget’s cap is now ${usd(cap / 1e9)}`}${authored(data)}.`, "info");
+}
+
+function policies({ data }) {
+  const changes = ["added", "removed", "changed"].filter((what) => data[what]?.length).map((what) => `${what} ${data[what].join(", ")}`);
+  return line(data, `Policies: ${changes.join("; ") || "set"}${authored(data)}${data.loosens ? ". Some of this loosens what was in force" : ""}.`, data.loosens ? "warning" : "info");
+}
+
+const authored = (data) => (data.actor?.kind === "person" ? ` by ${data.actor.id}` : "");
+
 function turn({ data }) {
+  if (data.outcome === "paused") return line(data, `The turn paused: ${data.detail || data.reason}`, "warning");
   if (data.outcome === "interrupted") return line(data, "The turn was interrupted.", "info");
   return line(data, `The turn failed: ${data.detail || data.code}`, "error");
 }

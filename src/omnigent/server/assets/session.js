@@ -1,6 +1,7 @@
 // One session, live: items as the server folds them, deltas between, commands back.
 
-import { call, command, element, follow, getJson, Problem, showGate, showLink, takeToken } from "./api.js";
+import { call, command, follow, getJson, Problem, showGate, showLink, swap, takeToken } from "./api.js";
+import { openControl } from "./control.js";
 import { renderItem } from "./items.js";
 
 const id = decodeURIComponent(location.pathname.split("/")[2] || "");
@@ -10,6 +11,7 @@ const list = at("items");
 
 const items = new Map(); // id → {data, text, count, node}; count in code points, as offsets are
 const dirty = new Set();
+const showControl = openControl(path, (body) => command(id, body));
 let session = null;
 let cursor = 0;
 let oldest = null;
@@ -28,7 +30,7 @@ async function run() {
     setTimeout(run, 1500);
     return;
   }
-  at("composer").hidden = false;
+  at("composer").hidden = at("control-button").hidden = false;
   follow(`${path}/items`, () => cursor, take, ended);
 }
 
@@ -45,8 +47,7 @@ async function load() {
 function ended(state) {
   showLink(state === "missing" ? "gone" : state);
   if (state === "live" || state === "lost") return;
-  at("composer").hidden = true;
-  at("working").hidden = true;
+  for (const name of ["composer", "working", "paused", "control", "control-button"]) at(name).hidden = true;
   if (state === "revoked") showGate("Signed out", "This browser’s access was revoked. A new link comes from:", `omnigent show ${id}`);
   if (state === "deleted") showGate("This session was deleted", "Its transcript is no longer shown.");
   if (state === "missing" || state === "gone") showGate("No such session", "It doesn’t exist here, or you may not see it.", "omnigent ls");
@@ -65,6 +66,7 @@ function take(event, data, seq) {
 
 function put(data) {
   const known = items.get(data.id);
+  if (known && data.view_seq < known.data.view_seq) return; // a page that was read before the stream told more
   const record = known || { data, text: "", count: 0, node: null };
   const text = textOf(data);
   const open = isOpen(data);
@@ -108,13 +110,17 @@ async function reread(record) {
   if (rereading || record.data.pos === Infinity) return;
   rereading = true;
   try {
-    const page = await getJson(`${path}/items?limit=20`);
-    page.items.forEach(put);
+    await refresh();
   } catch {
     // the stream's own trouble shows
   } finally {
     rereading = false;
   }
+}
+
+async function refresh() {
+  const page = await getJson(`${path}/items?limit=20`);
+  page.items.forEach(put);
 }
 
 function mark(itemId) {
@@ -129,7 +135,7 @@ function draw() {
     const node = renderItem(record, actions);
     if (!node) continue;
     if (record.node === node) continue;
-    if (record.node) record.node.replaceWith(node);
+    if (record.node) swap(record.node, node);
     else place(node, record.data.pos);
     record.node = node;
   }
@@ -147,28 +153,12 @@ function place(node, pos) {
 
 // The session.
 
-function money(usage) {
-  if (usage.cost_usd === null) return "";
-  return `${usage.cost_partial ? "≥ " : ""}$${usage.cost_usd.toFixed(usage.cost_usd < 1 ? 4 : 2)}`;
-}
-
-const short = (n) => (n < 10000 ? String(n) : n < 1e6 ? `${Math.round(n / 1000)}k` : `${(n / 1e6).toFixed(1)}M`);
-
 function showSession(now) {
   session = now;
   at("title").textContent = now.title || "Untitled";
-  document.title = `${now.title || "Session"} · Omnigent`;
-  const usage = now.usage;
-  const tokens = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens;
-  const facts = [
-    [now.harness],
-    [now.model || "default model"],
-    [`${short(tokens)} in, ${short(usage.output_tokens)} out`],
-    [money(usage)],
-    now.approvals === "ask" ? ["approvals: ask"] : [`approvals: ${now.approvals}`, "flag"],
-    [`sandbox: ${now.sandbox}`, now.sandbox === "host" ? "flag" : ""],
-  ];
-  at("facts").replaceChildren(...facts.filter(([text]) => text).map(([text, kind]) => element("span", { class: kind || null }, text)));
+  const waiting = now.pending.approvals + now.pending.questions;
+  document.title = `${waiting ? `(${waiting}) ` : now.status === "paused" ? "(paused) " : ""}${now.title || "Session"} · Omnigent`;
+  showControl(now);
   const status = at("status");
   if (status.textContent !== now.status) status.textContent = now.status;
   status.dataset.status = now.status;
@@ -206,6 +196,8 @@ function trouble(text) {
 
 const actions = {
   tell,
+  send: (body) => command(id, body),
+  refresh,
   image: async (sha256, type) => URL.createObjectURL(new Blob([await (await call(`/v1/blobs/${sha256}`)).arrayBuffer()], { type })),
   output: async (sha256) => (await call(`/v1/blobs/${sha256}`)).text(),
 };

@@ -1,4 +1,7 @@
+// All sessions, and above them what waits for a person.
+
 import { ago, element, getJson, pause, Problem, showGate, showLink, takeToken } from "./api.js";
+import { readInbox } from "./inbox.js";
 
 const list = document.getElementById("sessions");
 
@@ -11,26 +14,35 @@ function row(session) {
     element("span", { class: "status", "data-status": session.status }, status)));
 }
 
+let shown = "";
+
+function showSessions(sessions) {
+  const text = JSON.stringify(sessions.map((s) => [s.id, s.title, s.status, s.pending, s.model, ago(s.updated_at)]));
+  if (text === shown) return;
+  shown = text;
+  const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  list.replaceChildren(...sessions.map(row));
+  if (!sessions.length) list.append(element("li", { class: "empty" }, "No sessions yet. Start one with “omnigent”."));
+  if (focused) list.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+}
+
+// The count stands in the title, where a tab in the background shows it.
+function showWaiting(count) {
+  document.getElementById("facts").textContent = count ? `${count} waiting for you` : "";
+  document.title = count ? `(${count}) Sessions · Omnigent` : "Sessions · Omnigent";
+}
+
 async function run() {
   if (!takeToken()) {
     showGate("This browser is not signed in", "Open the link that this command prints; it brings the token along.", "omnigent show");
     showLink("revoked");
     return;
   }
-  let shown = "";
   for (;;) {
     try {
-      const page = await getJson("/v1/sessions?limit=100");
-      const text = JSON.stringify(page.items.map((s) => [s.id, s.title, s.status, s.pending, s.model, ago(s.updated_at)]));
-      if (text !== shown) {
-        const focused = document.activeElement?.getAttribute?.("href");
-        list.replaceChildren(...page.items.map(row));
-        if (!page.items.length) list.append(element("li", { class: "empty" }, "No sessions yet. Start one with “omnigent”."));
-        if (focused) list.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
-        shown = text;
-      }
-      const open = page.items.filter((s) => s.pending.approvals + s.pending.questions).length;
-      document.getElementById("facts").textContent = open ? `${open} waiting for you` : "";
+      const [page, waiting] = await Promise.all([getJson("/v1/sessions?limit=100"), readInbox()]);
+      showSessions(page.items);
+      showWaiting(waiting);
       showLink("live");
     } catch (error) {
       if (error instanceof Problem && error.status === 401) {
