@@ -46,7 +46,7 @@ _DENIED = "This model call is not allowed by this session's policies."
 
 class Gateway:
     """A server between `start` and `close`. `token` is the placeholder; `listen_socket` is bound and becomes
-    the gateway's own. A call that generates is reserved with the `meter` before it leaves and settled once."""
+    the gateway's own. A call that generates is reserved with the `meter` before it leaves, then settled."""
 
     def __init__(
         self,
