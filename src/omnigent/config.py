@@ -34,6 +34,12 @@ class Key(_Section):
             raise ValueError("name exactly one of env, secret, command")
         return self
 
+    @property
+    def source(self) -> str:
+        """Where it comes from, in words: `env ANTHROPIC_API_KEY`. Shown wherever it is told who pays."""
+        kinds = {"env": self.env, "secret": self.secret, "command": (self.command or ("",))[0]}
+        return next(f"{kind} {name}" for kind, name in kinds.items() if name)
+
 
 class PriceSection(_Section):
     """What a model costs, in USD per million tokens."""
@@ -87,6 +93,8 @@ class RunnerSettings(_Section):
 
 class ApprovalSettings(_Section):
     expire_seconds: int = Field(default=86_400, gt=0)
+    detach_seconds: int = Field(default=3600, gt=0)
+    """An agent that waits for a person this long is let go; the answer starts it again."""
 
 
 class HarnessDefaults(_Section):

@@ -87,9 +87,8 @@ Outcome = Literal["ok", "error", "denied", "cancelled", "unknown"]
 Billing = Literal["metered", "subscription", "unknown"]
 Stream = Literal["text", "reasoning", "output"]
 PolicyScope = Literal["builtin", "server", "user", "project", "agent", "session"]
-Paused = Literal["budget", "policy", "quota", "billing"]
-"""Why a turn is paused. `budget`: a cap; `policy`: another rule; `quota`: the provider's, until its reset;
-`billing`: the provider wants money."""
+Paused = Literal["budget", "policy", "quota"]
+"""Why a turn is paused. `budget`: a cap; `policy`: another rule; `quota`: the provider's, until its reset."""
 Metering = Literal["gateway", "harness"]
 """Who counts a run's model calls: our gateway, or (where traffic can't pass it) the harness itself."""
 StartedHow = Literal["new", "native_resume", "native_fork", "seeded", "preamble"]
@@ -136,8 +135,8 @@ class PlanEntry(_Value):
 
 
 class Grant(_Value):
-    """How far an allow reaches. `session`: exactly these actions, until the session ends. `pattern`: what the
-    pattern matches, written as a rule's `when` (`exec: npm run *`, `read: docs/**`, `net: api.github.com`)."""
+    """How far an allow reaches. `session`: exactly these actions, until the session ends. `pattern`: what
+    the pattern matches, as in a rule's `when` (`exec: npm run *`, `read: docs/**`, `net: api.github.com`)."""
 
     scope: Literal["once", "session", "pattern"] = "once"
     pattern: str = ""
@@ -168,6 +167,9 @@ class SessionCreated(Body):
     owner: str
     org: str = "local"
     sandbox: str = "host"
+    billing: Billing = "unknown"
+    credential: str = ""
+    """What will pay for its model calls, by name (see `harness.started`)."""
     parent_id: str | None = None
     labels: dict[str, str] = {}
 
@@ -302,8 +304,8 @@ class TurnInterrupted(Body):
 
 
 class TurnPaused(Body):
-    """The turn stopped where it was and goes on with `resume`, in the same native session. The agent's process
-    may end meanwhile. `until` (UTC ms): it goes on by itself then."""
+    """The turn stopped where it was and goes on with `resume`, in the same native session. The agent's
+    process may end meanwhile. `until` (UTC ms): it goes on by itself then."""
 
     KIND = "turn.paused"
     reason: Paused
@@ -456,10 +458,11 @@ class BudgetChanged(Body):
 
 
 class GrantAdded(Body):
-    """A person's allow that reaches further than one call. Its item id is the grant's id. It silences the asks
-    of `rule_ids` for an action whose digest is in `digests` or that `pattern` matches; nothing else.
+    """A person's allow that reaches further than one call. Its item id is the grant's id. It silences the
+    asks of `rule_ids` for an action whose digest is in `digests` or that `pattern` matches; nothing else.
 
-    `uses` 1 is the grant left by answering for an agent that was gone: the same call, proposed again, uses it up.
+    `uses` 1 is the grant left by answering for an agent that was gone: the same call, proposed again, uses
+    it up.
     """
 
     KIND = "grant.added"
@@ -505,6 +508,8 @@ class ApprovalRequested(Body):
     expires_at: int
     hold: Literal["ask", "pause"] = "ask"
     """`pause`: a rule stopped the turn here; `resume` or a changed budget lets the call be decided anew."""
+    asked: tuple[int, ...] = ()
+    """Places in `actions` of those that are asked about; the others would pass."""
     patterns: tuple[str, ...] = ()
     """Patterns that would cover it from now on, the narrowest first: shown, and theirs to edit."""
     edit: str = ""
@@ -512,8 +517,8 @@ class ApprovalRequested(Body):
 
 
 class ApprovalDetached(Body):
-    """Its agent is gone, the approval stays open. Answering it starts the agent again, which proposes the call
-    anew; an allow is remembered for that."""
+    """Its agent is gone, the approval stays open. Answering it starts the agent again, which proposes the
+    call anew; an allow is remembered for that."""
 
     KIND = "approval.detached"
 
@@ -569,10 +574,10 @@ class UsageReported(Body):
     """Tokens of one completed model call (or of a turn, where the harness tells no more).
 
     `input_tokens` excludes cache reads and writes; `output_tokens` includes `reasoning_tokens`;
-    `cache_write_tokens` includes `cache_write_1h_tokens`. `cost_nanousd` null means unknown, never zero; with
-    `basis` `harness` it is told with the whole turn, in a report of scope `turn`. With `billing` `subscription`
-    the cost is what the same tokens would cost at list price: nothing was billed. `estimate`: the call was broken
-    off and its tokens are counted from what was seen.
+    `cache_write_tokens` includes `cache_write_1h_tokens`. `cost_nanousd` null means unknown, never zero;
+    with `basis` `harness` it is told with the whole turn, in a report of scope `turn`. With `billing`
+    `subscription` the cost is what the same tokens would cost at list price: nothing was billed. `estimate`:
+    the call was broken off and its tokens are counted from what was seen.
     """
 
     KIND = "usage.reported"

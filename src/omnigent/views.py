@@ -19,6 +19,7 @@ class SessionView:
     """What a session is at `as_of_seq`. Small by design: items live in rows of their own."""
 
     as_of_seq: int = 0
+    tree_pos: int = 0
     session_id: str = ""
     root_id: str = ""
     title: str = ""
@@ -26,6 +27,8 @@ class SessionView:
     model: str | None = None
     provider: str | None = None
     billing: str = "unknown"
+    credential: str = ""
+    metering: str = "harness"
     workspace: str = ""
     approvals: str = "ask"
     sandbox: str = "host"
@@ -44,6 +47,8 @@ class SessionView:
     turn: JSON | None = None
     """The open turn: id, message_id, trigger, delivered, started_at, seq."""
     last_turn: JSON | None = None
+    paused: JSON | None = None
+    """The turn that waits to go on: turn_id, reason, rule_ids, detail, until."""
     run: JSON | None = None
     """The current start of the harness, from `harness.started`; None while no process runs."""
     native: dict[str, JSON] = field(default_factory=dict[str, JSON])
@@ -53,15 +58,27 @@ class SessionView:
     steers: list[str] = field(default_factory=list[str])
     """Messages handed to the running turn and not yet acknowledged."""
     calls: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """Open tool calls by item id: status, and for a gated one the digest of its actions."""
+    """Open tool calls by item id: whether gated, whether and how decided, the digest of its actions, and its
+    place in the tree (`pos`)."""
+    denials: dict[str, int] = field(default_factory=dict[str, int])
+    """How often the open turn was denied a call of this digest."""
     texts: dict[str, str] = field(default_factory=dict[str, str])
     """Open streamed items: id → type."""
     approvals_open: dict[str, JSON] = field(default_factory=dict[str, JSON])
     questions_open: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    grants: list[str] = field(default_factory=list[str])
-    """Digests of actions allowed for the session."""
-    once: list[JSON] = field(default_factory=list[JSON])
-    """One-shot grants left by a detached approval: action_sha256, expires_at."""
+    grants: list[JSON] = field(default_factory=list[JSON])
+    """Bodies of `grant.added` in force, each with its `grant_id`. One that ran out stays until it is used or
+    revoked: whoever decides compares `until`."""
+    budget_nanousd: int | None = None
+    reserved: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    """Model calls that left and whose usage isn't known yet: call id → the body of `usage.reserved`."""
+    model_calls: dict[str, JSON] = field(default_factory=dict[str, JSON])
+    """Model calls of the open turn that a person was asked about: id → status (held, allowed, denied) and
+    reason."""
+    policies: int = 0
+    """How many are in effect."""
+    policies_sha256: str = ""
+    """Of those in effect, so that a change of the wider scopes is seen; "" while the defaults hold."""
     usage: dict[str, int] = field(default_factory=dict[str, int])
     cost_nanousd: int | None = None
     cost_partial: bool = False
@@ -87,7 +104,7 @@ class SessionView:
 
 _FIELDS = tuple(f.name for f in fields(SessionView))
 
-BROKEN_OFF = ("agent_exited", "runner_lost", "stalled")
+BROKEN_OFF = ("agent_exited", "runner_lost", "stalled", "detached")
 """Ends after which the agent's own transcript may lack what the log has (some write tool results in
 batches): the next agent is seeded from the log."""
 
@@ -98,7 +115,7 @@ Lookup = Callable[[str], JSON | None]
 class SessionProjector:
     """The `log.Projector` of Omnigent."""
 
-    version = 1
+    version = 2
 
     def empty(self) -> SessionView:
         return SessionView()
@@ -109,7 +126,7 @@ class SessionProjector:
     def fold(self, view: SessionView, event: Event, item: Lookup) -> Items:
         folder = _Folder(view, event, item)
         folder.apply()
-        view.as_of_seq = event.seq
+        view.as_of_seq, view.tree_pos = event.seq, event.tree_pos
         view.updated_at = event.at
         status = _status(view)
         if status != view.status or view.created_at == event.at:
@@ -120,8 +137,11 @@ class SessionProjector:
 
 
 def _status(view: SessionView) -> Status:
-    if view.approvals_open or view.questions_open:
+    holds = {asked["hold"] for asked in view.approvals_open.values()}
+    if "ask" in holds or view.questions_open:
         return "waiting"
+    if holds or view.paused is not None:
+        return "paused"
     if view.turn is not None:
         return "running" if view.run is not None else "starting"
     if view.closed:
@@ -164,8 +184,10 @@ class _Folder:
                 self.view.provider = body.provider or self.view.provider
             case ev.TurnStarted():
                 self._turn_started(body)
-            case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted():
+            case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted() | ev.TurnPaused():
                 self._turn_ended(body)
+            case ev.TurnResumed():
+                self.view.paused = None
             case (
                 ev.MessageSubmitted()
                 | ev.MessageQueued()
@@ -179,8 +201,20 @@ class _Folder:
                 self._streamed(body)
             case ev.ToolRequested() | ev.ToolStarted() | ev.ToolCompleted() | ev.PolicyDecided():
                 self._call(body)
-            case ev.ApprovalRequested() | ev.ApprovalResolved():
+            case ev.ApprovalRequested() | ev.ApprovalDetached() | ev.ApprovalResolved():
                 self._approval(body)
+            case ev.PolicyChanged():
+                self._policies_changed(body)
+            case ev.BudgetChanged():
+                self.view.budget_nanousd = body.cap_nanousd
+                self._put("budget", cap_nanousd=body.cap_nanousd)
+            case ev.GrantAdded() | ev.GrantRevoked():
+                self._grant(body)
+            case ev.AccessRefused():
+                self._put("notice", code="access_refused", level="error", detail=_refusal(body))
+            case ev.UsageReserved():
+                self.view.reserved[body.call_id] = ev.encode_body(body)
+                self.view.model_calls.pop(body.call_id, None)
             case ev.QuestionAsked() | ev.QuestionAnswered():
                 self._question(body)
             case ev.CommandQueued() | ev.CommandEnded():
@@ -190,7 +224,7 @@ class _Folder:
             case ev.PlanUpdated():
                 self._put("plan", entries=[entry.model_dump() for entry in body.entries])
             case ev.NoticeRaised():
-                self._put("notice", code=body.code, level=body.level, detail=body.detail)
+                self._put("notice", code=body.code, level=body.level, detail=body.detail, until=body.until)
             case ev.ContextCompacted():
                 self._put("notice", code="compacted", level="info", detail="The agent compacted its context.")
             case ev.WorkspaceCheckpointed():
@@ -227,6 +261,7 @@ class _Folder:
         view.harness, view.model, view.provider = body.harness, body.model, body.provider
         view.workspace, view.approvals, view.sandbox = body.workspace, body.approvals, body.sandbox
         view.owner, view.org, view.parent_id = body.owner, body.org, body.parent_id
+        view.billing, view.credential = body.billing, body.credential
         view.created_at = view.status_since = event.at
 
     def _forked(self, body: ev.SessionForked) -> None:
@@ -245,7 +280,8 @@ class _Folder:
             self._settle_message(view.turn, "interrupted")
             view.last_turn = {"id": view.turn["id"], "outcome": "interrupted"}
         view.turn, view.run, view.native, view.queue, view.steers = None, None, {}, [], []
-        view.grants, view.once, view.closed, view.archived = [], [], False, False
+        view.grants, view.closed, view.archived = [], False, False
+        view.paused, view.reserved, view.denials, view.model_calls = None, {}, {}, {}
         view.session_id, view.root_id, view.parent_id = event.session_id, event.root_id, None
         view.title, view.owner, view.workspace = body.title, body.owner, body.workspace
         view.harness, view.model, view.provider = body.harness, body.model, body.provider
@@ -267,7 +303,7 @@ class _Folder:
     def _harness_started(self, body: ev.HarnessStarted) -> None:
         view = self.view
         view.run = body.model_dump(mode="json") | {"run": self.event.run}
-        view.billing = body.billing
+        view.billing, view.credential, view.metering = body.billing, body.credential, body.metering
         if body.model:
             view.model = body.model
         old = view.native.get(body.harness)
@@ -301,6 +337,7 @@ class _Folder:
 
     def _turn_started(self, body: ev.TurnStarted) -> None:
         view, event = self.view, self.event
+        view.paused = None
         view.turn = {
             "id": event.turn_id,
             "message_id": body.message_id,
@@ -313,9 +350,13 @@ class _Folder:
             view.queue = [entry for entry in view.queue if entry["id"] != body.message_id]
             self._put("message", body.message_id, status="submitted", turn_id=event.turn_id, place=event.seq)
 
-    def _turn_ended(self, body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted) -> None:
+    def _turn_ended(
+        self, body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted | ev.TurnPaused
+    ) -> None:
         outcome = body.KIND.removeprefix("turn.")
         view, turn_id = self.view, self.event.turn_id
+        if view.paused is not None and view.paused["turn_id"] == turn_id:
+            view.paused = None  # it was given up
         if outcome != "completed":
             self._put("turn", turn_id, outcome=outcome, **ev.encode_body(body))
         if view.turn is not None and turn_id not in (None, view.turn["id"]):
@@ -324,6 +365,9 @@ class _Folder:
         if view.turn is not None:
             self._settle_message(view.turn, outcome)
         view.last_turn = {"id": turn_id, "outcome": outcome}
+        view.denials, view.model_calls = {}, {}
+        if isinstance(body, ev.TurnPaused):
+            view.paused = {"turn_id": turn_id, **ev.encode_body(body)}
         if isinstance(body, ev.TurnFailed):
             view.last_turn |= {"code": body.code, "detail": body.detail}
             if body.code in BROKEN_OFF and view.harness in view.native:
@@ -336,7 +380,7 @@ class _Folder:
         now = item_id and (self.items.get(item_id) or self.lookup(item_id))
         if not now or turn["delivered"] or now.get("status") not in ("submitted", "queued"):
             return
-        if outcome == "completed":
+        if outcome in ("completed", "paused"):
             self._put("message", item_id, status="delivered", delivered_as="turn")
         else:
             self._put("message", item_id, status="failed", code="delivery_unknown", detail="")
@@ -468,13 +512,18 @@ class _Folder:
                     "tool_call",
                     tool=body.tool,
                     title=body.title,
-                    actions=[action.model_dump() for action in body.actions],
+                    actions=[action.model_dump(mode="json") for action in body.actions],
                     parsed=body.parsed,
                     raw=body.raw,
                     background=body.background,
                     status="requested",
                 )
-                view.calls[item_id] = {"gated": body.gated, "decided": not body.gated}
+                view.calls[item_id] = {
+                    "gated": body.gated,
+                    "decided": not body.gated,
+                    "sha256": ev.sha256(ev.canonical(ev.encode_body(body)["actions"])),
+                    "pos": self.event.tree_pos,
+                }
             case ev.ToolStarted():
                 if item_id in view.calls:
                     self._put("tool_call", status="running")
@@ -491,35 +540,75 @@ class _Folder:
                 view.calls.pop(item_id, None)
                 self._content_from(self.event.run)
             case ev.PolicyDecided():
-                self._put("tool_call", verdict=body.verdict, reason=body.reason, rule_ids=list(body.rule_ids))
-                if body.verdict == "deny":
-                    self._decided(item_id, deny=body.reason)
+                self._policy_decided(body)
 
-    def _decided(self, item_id: str, deny: str | None = None) -> None:
-        if item_id in self.view.calls:
-            self.view.calls[item_id] = {**self.view.calls[item_id], "decided": True, "deny": deny}
+    def _policy_decided(self, body: ev.PolicyDecided) -> None:
+        view, item_id = self.view, self.event.item_id or ""
+        view.grants = [
+            grant for grant in view.grants if grant["uses"] is None or grant["grant_id"] not in body.grant_ids
+        ]
+        if body.action is not None:
+            if body.verdict in ("deny", "pause"):
+                detail = f"A model call ({body.action.type}) was not let out: {body.reason}"
+                self._put("notice", self.event.id, code="model_call_stopped", level="warning", detail=detail)
+            return
+        self._put("tool_call", verdict=body.verdict, reason=body.reason, rule_ids=list(body.rule_ids))
+        if body.verdict == "deny":
+            self._decided(item_id, deny=body.reason)
+        elif body.verdict == "allow":
+            self._decided(item_id)
 
-    def _approval(self, body: ev.ApprovalRequested | ev.ApprovalResolved) -> None:
+    def _decided(self, item_id: str, deny: str | None = None, command: str | None = None) -> None:
+        call = self.view.calls.get(item_id)
+        if call is None:
+            return
+        if deny is not None and not call["decided"]:
+            self.view.denials[call["sha256"]] = self.view.denials.get(call["sha256"], 0) + 1
+        decided = {"decided": True, "deny": deny}
+        self.view.calls[item_id] = {**call, **decided, **({"command": command} if command else {})}
+
+    def _approval(self, body: ev.ApprovalRequested | ev.ApprovalDetached | ev.ApprovalResolved) -> None:
         view, item_id = self.view, self.event.item_id or ""
         if isinstance(body, ev.ApprovalRequested):
-            self._put("approval", status="open", **body.model_dump(mode="json"))
-            held = {"status": "held"} if body.call_id in view.calls else {}
-            self._put("tool_call", body.call_id, approval_id=item_id, **held)
+            self._put("approval", status="open", detached=False, **body.model_dump(mode="json"))
+            if body.call_id in view.calls:
+                self._put("tool_call", body.call_id, approval_id=item_id, status="held")
+            elif any(action.type == "model" for action in body.actions):
+                view.model_calls[body.call_id] = {"status": "held", "reason": ""}
             view.approvals_open[item_id] = {
                 "call_id": body.call_id,
                 "action_sha256": body.action_sha256,
+                "rule_ids": list(body.rule_ids),
+                "title": body.title,
                 "expires_at": body.expires_at,
+                "asked_at": self.event.at,
+                "hold": body.hold,
+                "detached": False,
             }
+            return
+        if isinstance(body, ev.ApprovalDetached):
+            self._put("approval", detached=True)
+            if item_id in view.approvals_open:
+                view.approvals_open[item_id] = {**view.approvals_open[item_id], "detached": True}
             return
         asked = view.approvals_open.pop(item_id, None)
         by = self.event.actor.model_dump()
-        self._put("approval", status=body.outcome, reason=body.reason, by=by, cancelled_by=body.cancelled_by)
+        self._put(
+            "approval",
+            status=body.outcome,
+            reason=body.reason,
+            by=by,
+            cancelled_by=body.cancelled_by,
+            grant=body.grant.model_dump(mode="json"),
+            edited=body.edited,
+        )
         if asked is None:
             return
+        if asked["call_id"] in view.model_calls:
+            status = "allowed" if body.outcome == "allowed" else "denied"
+            view.model_calls[asked["call_id"]] = {"status": status, "reason": body.reason or body.outcome}
         if body.outcome == "allowed":
-            self._decided(asked["call_id"])
-            if body.grant.scope == "session":
-                view.grants.append(asked["action_sha256"])
+            self._decided(asked["call_id"], command=body.edited)
         else:
             self._decided(asked["call_id"], deny=body.reason or body.outcome)
 
@@ -533,10 +622,33 @@ class _Folder:
         by = self.event.actor.model_dump()
         self._put("question", status=body.outcome, values=[list(v) for v in body.values], by=by)
 
+    # Control.
+
+    def _policies_changed(self, body: ev.PolicyChanged) -> None:
+        entries = ev.encode_body(body)["policies"]
+        self.view.policies, self.view.policies_sha256 = len(entries), ev.sha256(ev.canonical(entries))
+        if self.event.seq > 2:  # what a session begins with is no news
+            self._put(
+                "policies",
+                added=list(body.added),
+                removed=list(body.removed),
+                changed=list(body.changed),
+                loosens=body.loosens,
+            )
+
+    def _grant(self, body: ev.GrantAdded | ev.GrantRevoked) -> None:
+        grant_id = self.event.item_id or ""
+        self.view.grants = [grant for grant in self.view.grants if grant["grant_id"] != grant_id]
+        if isinstance(body, ev.GrantAdded):
+            self.view.grants.append({"grant_id": grant_id, **ev.encode_body(body)})
+
     # Meters.
 
     def _usage(self, body: ev.UsageReported) -> None:
         view = self.view
+        view.reserved.pop(body.call_id, None)
+        if body.source == "harness" and view.metering == "gateway":
+            return  # a cross-check: the gateway has counted it
         for name in _TOKENS:
             view.usage[name] = view.usage.get(name, 0) + getattr(body, name)
         if body.cost_nanousd is None:
@@ -559,6 +671,12 @@ _BLANK: dict[str, JSON] = {
     },
 }
 """What every item of a type has, even if the log tells of it from the middle on."""
+
+
+def _refusal(body: ev.AccessRefused) -> str:
+    who = f" ({body.program}, pid {body.pid})" if body.pid else ""
+    return f"Refused from inside an agent{who}: {body.what}. {body.reason}".strip()
+
 
 _TOKENS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 

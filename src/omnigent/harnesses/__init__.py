@@ -29,6 +29,8 @@ class Capabilities:
     """Output of a running command is seen before it ends."""
     asks_before_tools: bool = False
     """Every tool call of the inventory waits for a verdict before it runs."""
+    rewrites: bool = False
+    """An allowed command can be replaced by another before it runs."""
     deny_reason: bool = False
     """The model's next request holds the reason of a deny."""
     gate_fails_closed: bool = False
@@ -185,6 +187,8 @@ class Verdict:
     item_id: str
     allow: bool
     reason: str = ""
+    command: str | None = None
+    """With allow, for a harness that `rewrites`: the command to run in place of the one proposed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,10 +237,12 @@ class ClaudeTranslator:
         if not verdict.allow:
             self._denied[held.call] = verdict.reason
             return [_hook_answer(held.request_id, "deny", verdict.reason or "Denied.")]
-        return [*self._allow(held), *self._book.released(verdict.item_id)]
+        return [*self._allow(held, verdict.command), *self._book.released(verdict.item_id)]
 
-    def _allow(self, held: _Held) -> list[Output]:
+    def _allow(self, held: _Held, command: str | None = None) -> list[Output]:
         given = held.input
+        if command is not None:
+            given = given | {"command": command}
         if held.tool == "Agent":
             # By default it would run on after the turn; a sub-agent belongs to the turn that started it.
             given = given | {"run_in_background": False}

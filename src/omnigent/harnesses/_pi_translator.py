@@ -171,11 +171,14 @@ class PiTranslator:
         if call is None or call.question is None or call.verdict:
             return []
         call.verdict = verdict
-        out: list[Output] = [self._answer_gate(call, verdict.allow, verdict.reason)]
+        out: list[Output] = [self._answer_gate(call, verdict.allow, verdict.reason, verdict.command)]
         return out + (self.book.released(verdict.item_id) if verdict.allow else [])
 
-    def _answer_gate(self, call: _Call, allow: bool, reason: str) -> Send:
-        value = json.dumps({"token": self.token, "allow": allow, "reason": reason})
+    def _answer_gate(self, call: _Call, allow: bool, reason: str, command: str | None = None) -> Send:
+        answer: JSON = {"token": self.token, "allow": allow, "reason": reason}
+        if command is not None:
+            answer["input"] = {"command": command}
+        value = json.dumps(answer)
         return Send({"type": "extension_ui_response", "id": call.question, "value": value})
 
     def _set_model(self, given: SetModel) -> list[Output]:

@@ -61,6 +61,7 @@ class ClaudeCode:
         streams_text=True,
         streams_reasoning=True,
         asks_before_tools=True,
+        rewrites=True,
         deny_reason=True,
         gate_fails_closed=True,
         reports_usage=True,

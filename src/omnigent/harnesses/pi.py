@@ -30,7 +30,7 @@ from omnigent.harnesses._pi_translator import PROVIDER, PiTranslator
 from omnigent.ids import NewId
 
 GATE = Path(__file__).with_name("pi_gate.js")
-GATE_SHA256 = "10e15b4a80001d434104841f3ee8d2cf6e68bf8188b30eaf928a8f8f66831dcd"
+GATE_SHA256 = "8cce5c2cf3e966bbd78d64c58281c05eefd14207acb31ddd4f8199f4b69689be"
 """What the gate must be; another file is not loaded."""
 
 _DEFAULT_MODEL = "default"
@@ -58,6 +58,7 @@ class Pi:
         streams_reasoning=True,
         live_output=True,
         asks_before_tools=True,
+        rewrites=True,
         deny_reason=True,
         gate_fails_closed=True,
         reports_usage=True,

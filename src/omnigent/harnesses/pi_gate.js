@@ -30,7 +30,10 @@ export default function gate(pi) {
     const answer = await ctx.ui.input(KEY, question, { signal: ctx.signal });
     const verdict = read(answer);
     if (verdict === undefined) return { block: true, reason: "The call was not allowed: the gate got no answer." };
-    if (verdict.allow === true) return undefined;
+    if (verdict.allow === true) {
+      Object.assign(input, verdict.input);
+      return undefined;
+    }
     return { block: true, reason: String(verdict.reason || "The call was denied.") };
   });
 

@@ -98,6 +98,7 @@ class Scripted:
         streams_reasoning=True,
         live_output=True,
         asks_before_tools=True,
+        rewrites=True,
         deny_reason=True,
         gate_fails_closed=True,
         reports_usage=True,
@@ -165,8 +166,8 @@ class _Translator:
                 return [Send({"type": "interrupt"})]
             case SetModel(model):
                 return [Send({"type": "set_model", "model": model})]
-            case Verdict(item_id, allow, reason):
-                return self.decide(item_id, allow, reason)
+            case Verdict():
+                return self.decide(given)
             case Answer(question_id, values, cancelled):
                 native = self.questions.pop(question_id, "")
                 lists = [list(chosen) for chosen in values]
@@ -193,12 +194,13 @@ class _Translator:
             "instructions": self.launch.instructions,
         }
 
-    def decide(self, item_id: str, allow: bool, reason: str) -> list[Output]:
-        native = self.book.native(item_id)
+    def decide(self, verdict: Verdict) -> list[Output]:
+        native = self.book.native(verdict.item_id)
         if native is None:
             return []
-        answer = Send({"type": "verdict", "call": native, "allow": allow, "reason": reason})
-        return [*self.book.released(item_id), answer] if allow else [answer]
+        told: JSON = {"type": "verdict", "call": native, "allow": verdict.allow, "reason": verdict.reason}
+        answer = Send(told if verdict.command is None else told | {"command": verdict.command})
+        return [*self.book.released(verdict.item_id), answer] if verdict.allow else [answer]
 
     def hear(self, it: JSON) -> list[Output]:
         match it.get("type"):

@@ -48,6 +48,8 @@ class Setting:
     """For rules: id, harness, model, provider, workspace, owner, sandbox, labels, billing."""
     protected: tuple[str, ...] = ()
     """Paths nobody's agent may touch (Omnigent's home, vendors' log-ins); absolute, links resolved."""
+    own: tuple[str, ...] = ()
+    """Places inside the protected ones that are this agent's (a work tree, its scratch directory)."""
     api: str = ""
     """host:port of our own API."""
 

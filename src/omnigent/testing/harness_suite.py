@@ -243,6 +243,18 @@ class HarnessSuite:
             assert not (rig.workspace / "ran").exists()
             assert "not-on-my-watch-17" in body_text(rig.requests()[-1])
 
+    @case("asks_before_tools", "rewrites")
+    async def test_allow_another_command_than_the_one_proposed(self, tmp_path: Path) -> None:
+        async with self.rig(tmp_path, one_call("run it", call("$shell", command="touch theirs"))) as rig:
+            rig.judge = lambda ask: Verdict(ask.item_id, allow=True, command="touch ours")
+            turn = await rig.turn("run it")
+            (ask,) = turn.asks
+            done = turn.completion(ask)
+            assert done
+            assert done.outcome == "ok"
+            assert (rig.workspace / "ours").exists()
+            assert not (rig.workspace / "theirs").exists()
+
     @case("asks_before_tools")
     async def test_ask_then_approve_an_edit(self, tmp_path: Path) -> None:
         async with self.rig(tmp_path, *self.edits()) as rig:

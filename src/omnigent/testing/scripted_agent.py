@@ -8,7 +8,7 @@ To the agent:
     {"type": "prompt", "id", "content": [block…]}                          starts a turn
     {"type": "steer", "id", "content": [block…]}                           joins the running turn
     {"type": "interrupt"}                                                  ends the turn, kills its command
-    {"type": "verdict", "call", "allow", "reason"}                         the answer to `call`
+    {"type": "verdict", "call", "allow", "reason", "command"?}             the answer to `call`
     {"type": "answer", "id", "values": [[…]…], "cancelled"}                the answer to `question`
     {"type": "set_model", "model"} · {"type": "ping"}
 From the agent:
@@ -506,7 +506,10 @@ class Turn:
             reason = verdict.get("reason", "")
             tell("call_done", call=call["id"], outcome="denied", output="", exit_code=None, reason=reason)
             return result_block(call["id"], f"Denied: {reason}", error=True)
-        outcome, output, code = self.agent.tools.run(call["id"], call["name"], call["input"])
+        given = call["input"]
+        if "command" in verdict:  # a person wrote another
+            given = given | {"command": verdict["command"]}
+        outcome, output, code = self.agent.tools.run(call["id"], call["name"], given)
         if self.model.cancelled.is_set():
             outcome, output = "cancelled", output + INTERRUPTED
         tell("call_done", call=call["id"], outcome=outcome, output=output, exit_code=code, reason="")
