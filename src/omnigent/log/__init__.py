@@ -15,6 +15,8 @@ from omnigent.log.contract import (
     ListQuery,
     Log,
     Projector,
+    TreeProjector,
+    UsageBy,
     View,
 )
 from omnigent.log.memory import MemoryLog
@@ -30,11 +32,13 @@ __all__ = [
     "MemoryLog",
     "Projector",
     "SqliteLog",
+    "TreeProjector",
+    "UsageBy",
     "View",
     "open_log",
 ]
 
 
-def open_log(home: Path, projector: Projector, clock: Clock) -> Log:
+def open_log(home: Path, projector: Projector, clock: Clock, *, trees: TreeProjector | None = None) -> Log:
     """The SQLite log in `home/omnigent.db`. Raises `HomeUnusable`, or `NewerHome` for a newer schema."""
-    return SqliteLog(home / "omnigent.db", projector, clock)
+    return SqliteLog(home / "omnigent.db", projector, clock, trees=trees)

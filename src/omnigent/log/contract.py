@@ -10,14 +10,21 @@ appends. Invariants every log keeps:
 - **fenced**: an append that carries an epoch other than the session's is refused with `Fenced`.
 - **hash-chained**: `hash = sha256(prev_hash ‖ canonical(envelope))`, see `omnigent.events`.
 - **projected**: the projector folds each event inside the append transaction; its rows carry `as_of_seq`.
+- **remembered**: the tree projector, if there is one, folds each event of a root in `tree_pos` order, into
+  one state per root. A fork, a root of its own, begins with its parent's tree as of the event it is cut at.
+- **counted**: what a model call uses is in the ledger once, under the session that made it, from the append
+  that tells of it on; deleting the session takes nothing out of it.
 - **clock**: `at` never decreases within a session, whatever the system clock does.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from omnigent.events import JSON, Draft, Event
+from omnigent.metering import Cap, CapScope, Spend
+
+UsageBy = Literal["model", "day", "project", "harness", "user", "session", "provider"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,29 @@ class Projector(Protocol):
         ...
 
 
+class TreeState(Protocol):
+    """What a tree's policies remember. Opaque to the log but for this."""
+
+    def dump(self) -> Any:
+        """A JSON value from which `TreeProjector.load` makes an equal state."""
+        ...
+
+
+class TreeProjector(Protocol):
+    """The fold of a whole session tree. Pure, as `Projector` is, and called from the same thread."""
+
+    version: int
+    """States of another version are folded anew from the log."""
+
+    def empty(self) -> Any: ...
+
+    def load(self, data: Any) -> Any: ...
+
+    def fold(self, state: Any, event: Event) -> None:
+        """Apply one event to `state` in place. An imported tree may have gaps in its `tree_pos`."""
+        ...
+
+
 class Log(Protocol):
     """All methods raise `NotFound` for an unknown or deleted session. Page limits are at most 1,000.
 
@@ -145,6 +175,7 @@ class Log(Protocol):
         epoch: int | None = None,
         command: CommandRecord | None = None,
         expect_head: int | None = None,
+        caps: Sequence[Cap] = (),
     ) -> Appended:
         """Append in one transaction, batched with others, durable when it returns.
 
@@ -152,6 +183,10 @@ class Log(Protocol):
         makes it a compare-and-set: any other head raises `Conflict` (`current` in its facts). With `command`,
         a key already taken with the same request appends nothing and answers with `replay`, before any other
         check; another request raises `KeyReused`. An imported session is read-only: `Conflict`.
+
+        With `caps`, the `usage.reserved` among the drafts are stored only if what each cap's scope has
+        settled and reserved, and their estimates, stay within it; else `OverBudget` (facts: `cap`) and
+        nothing is stored. An unknown estimate counts nothing towards dollars, nor one a subscription pays.
         """
         ...
 
@@ -210,6 +245,41 @@ class Log(Protocol):
 
     async def view(self, session_id: str) -> Any:
         """The projector's state as of the head (a copy the caller may keep)."""
+        ...
+
+    async def tree(self, session_id: str) -> Any:
+        """The tree projector's state at the end of the session's root (a copy the caller may keep).
+
+        `LookupError` if the log was opened without a tree projector.
+        """
+        ...
+
+    async def family(self, session_id: str) -> str:
+        """Whom a budget binds together: the root's family, for a fork its parent's; an import has its own."""
+        ...
+
+    async def spend(self, session_id: str, at: int) -> dict[CapScope, Spend]:
+        """Settled and reserved together: of the session, its family, its owner's day and its project's month.
+
+        Day and month are those of `at` in UTC; the project is the workspace the session (for a fork, the
+        session it comes from) was created with.
+        """
+        ...
+
+    async def reserved(self, session_id: str) -> Sequence[str]:
+        """The calls that were let out and not yet reported, oldest first."""
+        ...
+
+    async def usage(
+        self, by: UsageBy, since: int | None = None, until: int | None = None, session_id: str | None = None
+    ) -> Sequence[JSON]:
+        """What was used (not: reserved), since <= at < until, per `by`, ascending by its `key`.
+
+        `{key, calls, input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
+        output_tokens, reasoning_tokens, cost_nanousd, unknown_calls, notional_nanousd}`: `cost_nanousd` is
+        what was billed, None if nothing of it is priced; `unknown_calls` are those missing in it;
+        `notional_nanousd` is what the calls paid by a subscription would have cost.
+        """
         ...
 
     async def item(self, session_id: str, item_id: str) -> ItemRow | None: ...

@@ -8,7 +8,35 @@ from omnigent.errors import Malformed
 from omnigent.events import JSON, Draft, Event
 from omnigent.ids import Clock, NewId, new_id
 from omnigent.log.bell import Bell
-from omnigent.log.contract import Appended, CommandRecord, ItemRow, Lease, ListQuery, Projector
+from omnigent.log.contract import (
+    Appended,
+    CommandRecord,
+    ItemRow,
+    Lease,
+    ListQuery,
+    Projector,
+    TreeProjector,
+    UsageBy,
+)
+from omnigent.log.ledger import (
+    NOBODY,
+    SCOPES,
+    Account,
+    Amount,
+    Entry,
+    amount_of,
+    call_of,
+    day_of,
+    enter,
+    follow,
+    grouped,
+    inherited,
+    place,
+    places_of,
+    refuse_over,
+    reservations,
+    total,
+)
 from omnigent.log.rules import (
     MAX_PAGE,
     Listed,
@@ -31,6 +59,7 @@ from omnigent.log.rules import (
     unseen,
 )
 from omnigent.log.seal import Numbers, check_imported, seal
+from omnigent.metering import Cap, CapScope, Spend
 
 
 @dataclass(slots=True)
@@ -46,17 +75,39 @@ class _Session:
     epoch: int = 0
     imported: bool = False
     deleted: bool = False
+    foreign_until: int = 0
+    """The last seq that an imported fork brought along as its prefix."""
+    account: Account = NOBODY
+    beginning: Account = NOBODY
+    """The account before the session's own events."""
+
+
+@dataclass(slots=True)
+class _Tree:
+    state: Any
+    beginning: Any
+    """The state before its first event, as JSON; None: empty."""
 
 
 class MemoryLog:
     """The reference: every other log must answer as this one does (`LogSuite`)."""
 
-    def __init__(self, projector: Projector, clock: Clock, new_id: NewId = new_id) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        clock: Clock,
+        new_id: NewId = new_id,
+        *,
+        trees: TreeProjector | None = None,
+    ) -> None:
         self._projector = projector
+        self._tree_projector = trees
         self._clock = clock
         self._new_id = new_id
         self._sessions: dict[str, _Session] = {}
         self._trees: dict[str, list[Event]] = {}
+        self._states: dict[str, _Tree] = {}
+        self._ledger: dict[tuple[str, str], Entry] = {}
         self._commands: dict[tuple[str, str], CommandRecord] = {}
         self._leases: dict[str, Lease] = {}
         self._bell = Bell()
@@ -78,6 +129,8 @@ class MemoryLog:
         if root_id != session_id and self._session(root_id).numbers.root_id != root_id:
             raise Malformed(f"{root_id} is not the top of its tree", hint="name the top, not a child")
         session = _Session(Numbers(session_id, root_id), self._projector.empty())
+        top = self._sessions.get(root_id)
+        session.account = session.beginning = Account(top.account.family if top else session_id)
         appended = self._store(session, drafts, "session", 1, None, command)
         self._sessions[session_id] = session
         return appended
@@ -92,6 +145,7 @@ class MemoryLog:
         epoch: int | None = None,
         command: CommandRecord | None = None,
         expect_head: int | None = None,
+        caps: Sequence[Cap] = (),
     ) -> Appended:
         session = self._session(session_id)
         replayed = self._replay(command)
@@ -100,6 +154,7 @@ class MemoryLog:
         refuse_append(session_id, session.imported, session.numbers.seq, session.epoch, epoch, expect_head)
         last = session.producers.get(producer, 0)
         drafts = unseen(drafts, first, last)
+        self._refuse_over(session, drafts, caps)
         return self._store(session, drafts, producer, last + 1, epoch, command)
 
     async def fork(
@@ -126,6 +181,11 @@ class MemoryLog:
         for event in session.events:
             self._fold(session, event)
         session.changed_here.clear()
+        session.account = session.beginning = inherited(parent.account)
+        session.foreign_until = min(parent.foreign_until, at_seq)
+        if self._tree_projector is not None:
+            beginning = self._tree_as_of(parent, at_seq)
+            self._states[session_id] = _Tree(self._tree_projector.load(copy_json(beginning)), beginning)
         appended = self._store(session, drafts, "session", 1, None, command)
         self._sessions[session_id] = session
         return appended
@@ -173,6 +233,44 @@ class MemoryLog:
 
     async def view(self, session_id: str) -> Any:
         return self._projector.load(copy_json(self._session(session_id).view.dump()))
+
+    async def tree(self, session_id: str) -> Any:
+        if self._tree_projector is None:
+            raise LookupError("this log was opened without a tree projector")
+        tree = self._tree(self._session(session_id).numbers.root_id)
+        return self._tree_projector.load(copy_json(tree.state.dump()))
+
+    async def family(self, session_id: str) -> str:
+        return self._session(session_id).account.family
+
+    async def spend(self, session_id: str, at: int) -> dict[CapScope, Spend]:
+        session = self._session(session_id)
+        return {scope: self._amount(session, scope, at).spend() for scope in SCOPES}
+
+    async def reserved(self, session_id: str) -> Sequence[str]:
+        self._session(session_id)
+        found = [entry for entry in self._ledger.values() if entry.session_id == session_id]
+        found.sort(key=lambda entry: (entry.at, entry.call_id))
+        return [entry.call_id for entry in found if entry.state == "reserved"]
+
+    async def usage(
+        self, by: UsageBy, since: int | None = None, until: int | None = None, session_id: str | None = None
+    ) -> Sequence[JSON]:
+        if self._closed:
+            raise closed()
+        if session_id is not None:
+            self._session(session_id)
+        return grouped(
+            (
+                entry
+                for entry in self._ledger.values()
+                if entry.state == "settled"
+                and (since is None or since <= entry.at)
+                and (until is None or entry.at < until)
+                and session_id in (None, entry.session_id)
+            ),
+            by,
+        )
 
     async def item(self, session_id: str, item_id: str) -> ItemRow | None:
         row = self._session(session_id).items.get(item_id)
@@ -228,6 +326,8 @@ class MemoryLog:
         session.changed_here.clear()
         for event in session.events[session.own_from - 1 :]:
             self._fold(session, event)
+        self._enter_anew(session)
+        self._refold_tree(session.numbers.root_id)
 
     async def import_events(self, events: Sequence[Event], *, command: CommandRecord | None = None) -> str:
         check_imported(events)
@@ -249,8 +349,12 @@ class MemoryLog:
                 session.events.append(event)
                 self._fold(session, event)
             own = [event for event in events if event.session_id == last.session_id]
+            session.foreign_until = len(events) - len(own)
+            session.beginning = Account(last.session_id)
             self._trees.setdefault(last.root_id, []).extend(own)
             self._sessions[last.session_id] = session
+            self._enter_anew(session)
+            self._import_tree(session)
         self._record(command, last.session_id, last.seq)
         return last.session_id
 
@@ -309,6 +413,9 @@ class MemoryLog:
         for event in events:
             session.events.append(event)
             self._fold(session, event)
+            self._enter(session, event)
+            if self._tree_projector is not None:
+                self._tree_projector.fold(self._tree(numbers.root_id).state, event)
         tree.extend(events)
         session.producers[producer] = first + len(events) - 1
         self._record(command, numbers.session_id, numbers.seq)
@@ -325,6 +432,82 @@ class MemoryLog:
             pos = before.pos if before is not None else event.seq
             session.items[item_id] = ItemRow(item_id, pos, event.seq, copy_json(data))
             session.changed_here.add(item_id)
+
+    # The ledger
+
+    def _enter(self, session: _Session, event: Event) -> None:
+        session.account = follow(session.account, event)
+        call_id = call_of(event)
+        if call_id is not None and event.session_id == session.numbers.session_id:
+            key = event.session_id, call_id
+            entry = enter(session.account, event, self._ledger.get(key))
+            if entry is not None:
+                self._ledger[key] = entry
+
+    def _enter_anew(self, session: _Session) -> None:
+        session_id = session.numbers.session_id
+        self._ledger = {key: entry for key, entry in self._ledger.items() if key[0] != session_id}
+        session.account = session.beginning
+        for event in session.events[session.own_from - 1 :]:
+            self._enter(session, event)
+
+    def _amount(self, session: _Session, scope: CapScope, at: int) -> Amount:
+        where = scope, place(scope, session.numbers.session_id, session.account, day_of(at))
+        return total(amount_of(entry) for entry in self._ledger.values() if where in places_of(entry))
+
+    def _refuse_over(self, session: _Session, drafts: Sequence[Draft], caps: Sequence[Cap]) -> None:
+        session_id, at = session.numbers.session_id, max(self._clock(), session.numbers.at)
+        fresh = {body.call_id: body for body in reversed(reservations(drafts))}
+        asked = [body for call_id, body in fresh.items() if (session_id, call_id) not in self._ledger]
+        refuse_over(caps, asked, session.account.billing, lambda scope: self._amount(session, scope, at))
+
+    # Trees
+
+    def _tree(self, root_id: str) -> _Tree:
+        assert self._tree_projector is not None
+        return self._states.setdefault(root_id, _Tree(self._tree_projector.empty(), None))
+
+    def _refold_tree(self, root_id: str) -> None:
+        if self._tree_projector is not None:
+            tree = self._tree(root_id)
+            tree.state = self._as_of(root_id, None)
+
+    def _import_tree(self, session: _Session) -> None:
+        """What can be folded: the prefix a fork brings along, and the events of its root that are here."""
+        if self._tree_projector is None:
+            return
+        root_id = session.numbers.root_id
+        tree = self._tree(root_id)
+        if session.foreign_until:
+            prefix = self._tree_projector.empty()
+            for event in session.events[: session.foreign_until]:
+                self._tree_projector.fold(prefix, event)
+            tree.beginning = copy_json(prefix.dump())
+        tree.state = self._as_of(root_id, None)
+
+    def _as_of(self, root_id: str, pos: int | None) -> Any:
+        assert self._tree_projector is not None
+        beginning = self._tree(root_id).beginning
+        state = (
+            self._tree_projector.empty()
+            if beginning is None
+            else self._tree_projector.load(copy_json(beginning))
+        )
+        for event in sorted(self._trees.get(root_id, []), key=lambda event: event.tree_pos):
+            if pos is None or event.tree_pos <= pos:
+                self._tree_projector.fold(state, event)
+        return state
+
+    def _tree_as_of(self, session: _Session, seq: int) -> JSON:
+        """The state of the tree that a session's event is of, as of that event."""
+        assert self._tree_projector is not None
+        event = session.events[seq - 1]
+        if seq > session.foreign_until:
+            return copy_json(self._as_of(event.root_id, event.tree_pos).dump())
+        state = self._tree_projector.empty()
+        for event in session.events[:seq]:
+            self._tree_projector.fold(state, event)
+        return copy_json(state.dump())
 
     # The last, for its name hides the builtin from the annotations that follow.
     async def list(self, query: ListQuery) -> tuple[list[JSON], str | None]:

@@ -41,6 +41,11 @@ def layers_of(db: sqlite3.Connection, session_id: str) -> list[Layer]:
     return all_layers(db, session_id)
 
 
+def is_known(db: sqlite3.Connection, session_id: str) -> bool:
+    """Whether the session is or was here."""
+    return db.execute("SELECT 1 FROM session WHERE id = ?", (session_id,)).fetchone() is not None
+
+
 def all_layers(db: sqlite3.Connection, session_id: str) -> list[Layer]:
     rows = db.execute(
         "SELECT source_id, from_seq, to_seq FROM segment WHERE session_id = ? ORDER BY ordinal", (session_id,)
@@ -160,6 +165,14 @@ def read_tree(db: sqlite3.Connection, root_id: str, after: int, limit: int) -> l
         (root_id, after, limit),
     )
     return [_event(row) for row in rows.fetchall()]
+
+
+def tree_end(db: sqlite3.Connection, root_id: str) -> int:
+    """The last `tree_pos` of a root; 0 before there is one."""
+    (end,) = db.execute(
+        "SELECT coalesce(max(tree_pos), 0) FROM event WHERE root_id = ? AND origin_id IS NULL", (root_id,)
+    ).fetchone()
+    return end
 
 
 def read_item(

@@ -68,7 +68,54 @@ def _first(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: Sequence[Migration] = [_first]
+def _second(db: sqlite3.Connection) -> None:
+    for statement in (
+        # What a tree's policies remember: at its end, and now and then on the way there.
+        """CREATE TABLE tree (
+            root_id TEXT PRIMARY KEY, tree_pos INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE tree_snapshot (
+            root_id TEXT NOT NULL, tree_pos INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,
+            PRIMARY KEY (root_id, tree_pos)
+        ) WITHOUT ROWID""",
+        # Whose a session's next model call is. `version` is that of its entries; 0: still to be made.
+        """CREATE TABLE account (
+            session_id TEXT PRIMARY KEY, version INTEGER NOT NULL, family TEXT NOT NULL, owner TEXT NOT NULL,
+            project TEXT NOT NULL, harness TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+            credential TEXT NOT NULL, billing TEXT NOT NULL, metering TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        """CREATE TABLE ledger (
+            session_id TEXT NOT NULL, call_id TEXT NOT NULL, root_id TEXT NOT NULL, family TEXT NOT NULL,
+            owner TEXT NOT NULL, project TEXT NOT NULL, provider TEXT NOT NULL, credential TEXT NOT NULL,
+            model TEXT NOT NULL, harness TEXT NOT NULL, at INTEGER NOT NULL, day_utc TEXT NOT NULL,
+            billing TEXT NOT NULL, source TEXT NOT NULL, input_tokens INTEGER NOT NULL,
+            cache_read_tokens INTEGER NOT NULL, cache_write_tokens INTEGER NOT NULL,
+            cache_write_1h_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+            reasoning_tokens INTEGER NOT NULL, nano_usd INTEGER, basis TEXT NOT NULL, outcome TEXT NOT NULL,
+            state TEXT NOT NULL, PRIMARY KEY (session_id, call_id)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX ledger_by_time ON ledger (at)",
+        "CREATE INDEX ledger_open ON ledger (session_id, at) WHERE state = 'reserved'",
+        # The ledger added up by what caps are on, so that a check costs the same however long it is.
+        """CREATE TABLE spend (
+            scope TEXT NOT NULL, key TEXT NOT NULL, settled INTEGER NOT NULL, reserved INTEGER NOT NULL,
+            settled_tokens INTEGER NOT NULL, reserved_tokens INTEGER NOT NULL, unknown INTEGER NOT NULL,
+            notional INTEGER NOT NULL, PRIMARY KEY (scope, key)
+        ) WITHOUT ROWID""",
+    ):
+        db.execute(statement)
+    families: dict[str, str] = {}
+    # In the order they were made in: a root before its children, a parent before its forks.
+    rows: list[tuple[str, str]] = db.execute(
+        "SELECT id, iif(imported, id, coalesce(source_id, root_id)) FROM session"
+        " LEFT JOIN segment ON session_id = id AND ordinal = 0 ORDER BY session.rowid"
+    ).fetchall()
+    for session_id, above in rows:
+        families[session_id] = families.get(above, above)
+    db.executemany("INSERT INTO account VALUES (?, 0, ?, '', '', '', '', '', '', '', '')", families.items())
+
+
+MIGRATIONS: Sequence[Migration] = [_first, _second]
 """Append only: a released migration is never edited."""
 
 

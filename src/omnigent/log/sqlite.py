@@ -6,7 +6,6 @@ Reads are small pages on the loop's own connection, which sees only what is comm
 """
 
 import asyncio
-import fcntl
 import heapq
 import json
 import os
@@ -19,11 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnigent.errors import HomeUnusable, OmnigentError
+from omnigent.errors import OmnigentError
 from omnigent.events import JSON, Draft, Event
 from omnigent.ids import Clock, NewId, new_id
+from omnigent.log import books
 from omnigent.log.bell import Bell
-from omnigent.log.contract import Appended, CommandRecord, ItemRow, Lease, ListQuery, Projector
+from omnigent.log.contract import (
+    Appended,
+    CommandRecord,
+    ItemRow,
+    Lease,
+    ListQuery,
+    Projector,
+    TreeProjector,
+    UsageBy,
+)
+from omnigent.log.file import open_database, take_lock, unusable
 from omnigent.log.rows import (
     END,
     Layer,
@@ -33,6 +43,7 @@ from omnigent.log.rows import (
     read_events,
     read_item,
     read_tree,
+    tree_end,
 )
 from omnigent.log.rules import (
     MAX_PAGE,
@@ -45,6 +56,7 @@ from omnigent.log.rules import (
 )
 from omnigent.log.schema import migrate
 from omnigent.log.writer import Writer, read_command
+from omnigent.metering import Cap, CapScope, Spend
 
 MAX_BATCH = 256
 """Jobs of one commit: bounds how long the first of them waits."""
@@ -72,23 +84,33 @@ class _Done:
 
 
 class SqliteLog:
-    """One process per home: a second one is refused with `HomeUnusable` naming the first."""
+    """One process per file: a second one is refused with `HomeUnusable` naming the first."""
 
-    def __init__(self, path: Path, projector: Projector, clock: Clock, new_id: NewId = new_id) -> None:
+    def __init__(
+        self,
+        path: Path,
+        projector: Projector,
+        clock: Clock,
+        new_id: NewId = new_id,
+        *,
+        trees: TreeProjector | None = None,
+    ) -> None:
         self._path = path
         self._projector = projector
-        self._lock = _take_lock(path)
+        self._trees = trees
+        self._lock = take_lock(path)
         try:
-            self._db, self._reader = _open(path), _open(path)
+            self._db, self._reader = open_database(path), open_database(path)
             migrate(self._db, path)
         except sqlite3.Error as error:
             os.close(self._lock)
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         except BaseException:
             os.close(self._lock)
             raise
-        self._writer = Writer(self._db, projector, clock, new_id)
-        self._stale = self._writer.stale()
+        self._writer = Writer(self._db, projector, trees, clock, new_id)
+        self._overdue = [_refold(session_id) for session_id in self._writer.stale()]
+        self._overdue += [_enter_anew(session_id) for session_id in self._writer.uncounted()]
         self._bell = Bell()
         self._tails: dict[str, list[Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,9 +139,12 @@ class SqliteLog:
         epoch: int | None = None,
         command: CommandRecord | None = None,
         expect_head: int | None = None,
+        caps: Sequence[Cap] = (),
     ) -> Appended:
         return await self._submit(
-            lambda writer: writer.append(session_id, drafts, producer, first, epoch, command, expect_head)
+            lambda writer: writer.append(
+                session_id, drafts, producer, first, epoch, command, expect_head, caps
+            )
         )
 
     async def fork(
@@ -192,6 +217,44 @@ class SqliteLog:
             text, _ = self._view_row(session_id)
         return self._projector.load(json.loads(text))
 
+    async def tree(self, session_id: str) -> Any:
+        if self._trees is None:
+            raise LookupError("this log was opened without a tree projector")
+        db = self._reading()
+        row = db.execute(
+            "SELECT root_id, version, tree.tree_pos, state FROM session LEFT JOIN tree USING (root_id)"
+            " WHERE id = ? AND deleted_at IS NULL",
+            (session_id,),
+        ).fetchone()
+        if row is None:
+            raise no_session(session_id)
+        root_id, version, pos, text = row
+        if version != self._trees.version or pos != tree_end(db, root_id):
+            text = await self._submit(lambda writer: writer.tree(root_id))
+        return self._trees.load(json.loads(text))
+
+    async def family(self, session_id: str) -> str:
+        self._head(session_id)
+        return books.read_account(self._reading(), session_id).family
+
+    async def spend(self, session_id: str, at: int) -> dict[CapScope, Spend]:
+        await self._fresh()
+        self._head(session_id)
+        return books.read_spend(self._reading(), session_id, at)
+
+    async def reserved(self, session_id: str) -> Sequence[str]:
+        await self._fresh()
+        self._head(session_id)
+        return books.read_reserved(self._reading(), session_id)
+
+    async def usage(
+        self, by: UsageBy, since: int | None = None, until: int | None = None, session_id: str | None = None
+    ) -> Sequence[JSON]:
+        await self._fresh()
+        if session_id is not None:
+            self._head(session_id)
+        return books.read_usage(self._reading(), by, since, until, session_id)
+
     async def item(self, session_id: str, item_id: str) -> ItemRow | None:
         await self._fresh()
         db = self._reading()
@@ -231,7 +294,7 @@ class SqliteLog:
 
     async def rebuild(self, session_id: str) -> None:
         layers_of(self._reading(), session_id)
-        await self._submit(_refold(session_id))
+        await self._submit(lambda writer: writer.rebuild(session_id))
 
     async def import_events(self, events: Sequence[Event], *, command: CommandRecord | None = None) -> str:
         return await self._submit(lambda writer: writer.import_events(events, command))
@@ -285,10 +348,10 @@ class SqliteLog:
         return await future
 
     async def _fresh(self) -> None:
-        """Wait until rows of an older projector version are folded anew: the thread does that first."""
-        if self._stale:
+        """Wait until rows of older versions are made anew: the thread does that first."""
+        if self._overdue:
             await self._submit(lambda _: None)
-            self._stale = []
+            self._overdue = []
 
     def _after(self, session_id: str, layers: Sequence[Layer], after: int) -> list[Event]:
         """The next page of a follower: from memory if it is near the head."""
@@ -337,8 +400,8 @@ class SqliteLog:
     # In the writing thread
 
     def _work(self) -> None:
-        for session_id in self._stale:
-            self._commit([_Job(_refold(session_id), None)])
+        for run in self._overdue:
+            self._commit([_Job(run, None)])
         while True:
             jobs = [self._jobs.get()]
             with suppress(queue.Empty):
@@ -358,10 +421,11 @@ class SqliteLog:
             self._db.execute("BEGIN IMMEDIATE")
             for job in jobs:
                 done.append(self._apply(job))
+            self._writer.flush()
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._undo()
-            done = [_Done(job.future, error=_unusable(self._path, error)) for job in jobs]
+            done = [_Done(job.future, error=unusable(self._path, error)) for job in jobs]
         news, gone = self._writer.take_news()
         self._call(self._deliver, done, news, gone)
 
@@ -425,50 +489,8 @@ class SqliteLog:
 
 
 def _refold(session_id: str) -> Callable[[Writer], None]:
-    return lambda writer: writer.rebuild(session_id)
+    return lambda writer: writer.refold(session_id)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(
-        path, timeout=5, isolation_level=None, check_same_thread=False, cached_statements=256
-    )
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA cache_size = -32768")
-    db.execute("PRAGMA journal_size_limit = 67108864")
-    return db
-
-
-def _take_lock(path: Path) -> int:
-    """The home's lock, held as long as the descriptor is open; makes the database private to its user."""
-    home = path.parent
-    try:
-        lock = os.open(home / "omnigent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        hint = f"create it and make it yours: mkdir -p {home} && chmod 700 {home}"
-        raise HomeUnusable(f"{home}: {error.strerror}", hint=hint, path=str(home)) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        holder = os.pread(lock, 32, 0).decode(errors="replace")
-        os.close(lock)
-        if isinstance(error, BlockingIOError):
-            raise HomeUnusable(
-                f"{home} is in use by process {holder}",
-                hint="stop that server (`omnigent server stop`), or choose another OMNIGENT_HOME",
-                path=str(home),
-            ) from error
-        hint = f"make it a file you can write: chmod 600 {path}"
-        raise HomeUnusable(f"{path}: {error.strerror}", hint=hint, path=str(path)) from error
-    return lock
-
-
-def _unusable(path: Path, error: sqlite3.Error) -> HomeUnusable:
-    full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
-    hint = (
-        "free some space on its disk" if full else "check the disk; restore the file from a backup if damaged"
-    )
-    return HomeUnusable(f"{path}: {error}", hint=hint, path=str(path))
+def _enter_anew(session_id: str) -> Callable[[Writer], None]:
+    return lambda writer: writer.enter_anew(session_id)

@@ -3,27 +3,20 @@
 import json
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 from omnigent.errors import Conflict, Malformed
 from omnigent.events import JSON, Draft, Event
 from omnigent.ids import Clock, NewId
-from omnigent.log.contract import Appended, CommandRecord, Lease, Projector
-from omnigent.log.rows import (
-    END,
-    Layer,
-    all_layers,
-    cut,
-    insert_events,
-    read_events,
-    read_item,
-    read_item_text,
-)
+from omnigent.log import books
+from omnigent.log.contract import Appended, CommandRecord, Lease, Projector, TreeProjector
+from omnigent.log.folding import State, Views, dump_json
+from omnigent.log.ledger import Account, inherited
+from omnigent.log.rows import END, Layer, all_layers, cut, insert_events, is_known, read_events
 from omnigent.log.rules import (
     answered,
-    is_waiting,
     no_session,
     refuse_append,
     refuse_fork,
@@ -33,9 +26,8 @@ from omnigent.log.rules import (
     unseen,
 )
 from omnigent.log.seal import Numbers, check_imported, seal
-
-SNAPSHOT_EVERY = 64
-"""Events between two kept views: the most (about) that a fork in the past has to fold."""
+from omnigent.log.trees import Trees
+from omnigent.metering import Cap
 
 REMEMBERED = 256
 """Sessions whose state the writer keeps; others are read again."""
@@ -52,58 +44,24 @@ _UPSERT_SESSION = """
 """
 
 
-_INSERT_ITEM = "INSERT INTO item VALUES (?, ?, ?, ?, NULL, ?, ?)"
-_SUPERSEDE_ITEM = "UPDATE item SET until = ?, open = 0 WHERE session_id = ? AND item_id = ? AND view_seq = ?"
-
-
-@dataclass(slots=True)
-class _State:
-    """A session as of its last committed event (and those of the batch being written)."""
-
-    numbers: Numbers
-    layers: list[Layer]
-    view: Any
-    epoch: int = 0
-    imported: bool = False
-    snapshot_seq: int = 0
-    deleted: bool = False
-    producers: dict[str, int] = field(default_factory=dict[str, int])
-
-
-class _Version(NamedTuple):
-    """One version of an item; `text` is its data as stored."""
-
-    pos: int
-    view_seq: int
-    text: str
-    is_own: bool
-
-
-@dataclass(slots=True)
-class _Folded:
-    """What folding some events came to, not yet written."""
-
-    latest: dict[str, _Version] = field(default_factory=dict[str, _Version])
-    """Items read or changed, as they stand now."""
-    superseded: list[tuple[int, str, str, int]] = field(default_factory=list[tuple[int, str, str, int]])
-    """(until, session, item, view_seq) of versions that are no longer the newest."""
-    inserted: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
-    snapshots: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
-
-
-def dump_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 class Writer:
     """The only one that writes. What it remembers is true as long as nothing it wrote is rolled back."""
 
-    def __init__(self, db: sqlite3.Connection, projector: Projector, clock: Clock, new_id: NewId) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        projector: Projector,
+        trees: TreeProjector | None,
+        clock: Clock,
+        new_id: NewId,
+    ) -> None:
         self._db = db
         self._projector = projector
+        self._views = Views(db, projector)
+        self._trees = None if trees is None else Trees(db, trees)
         self._clock = clock
         self._new_id = new_id
-        self._states: OrderedDict[str, _State] = OrderedDict()
+        self._states: OrderedDict[str, State] = OrderedDict()
         self._news: list[tuple[str, int, list[Event]]] = []
         self._gone: list[str] = []
 
@@ -116,6 +74,13 @@ class Writer:
     def forget(self) -> None:
         """Drop every remembered state: a rollback has made some of it untrue."""
         self._states.clear()
+        if self._trees is not None:
+            self._trees.forget()
+
+    def flush(self) -> None:
+        """Write what is written once per commit. To be called before it."""
+        if self._trees is not None:
+            self._trees.flush()
 
     # Names are those of `Log`; each runs inside a savepoint.
 
@@ -129,7 +94,14 @@ class Writer:
         root_id = root_id or session_id
         if root_id != session_id and self._state(root_id).numbers.root_id != root_id:
             raise Malformed(f"{root_id} is not the top of its tree", hint="name the top, not a child")
-        state = _State(Numbers(session_id, root_id), [Layer(session_id, 1, END)], self._projector.empty())
+        family = session_id if root_id == session_id else self._state(root_id).account.family
+        state = State(
+            Numbers(session_id, root_id),
+            [Layer(session_id, 1, END)],
+            self._projector.empty(),
+            account=Account(family),
+        )
+        books.write_account(self._db, session_id, state.account)
         return self._store(state, drafts, "session", 1, None, command)
 
     def append(
@@ -141,6 +113,7 @@ class Writer:
         epoch: int | None,
         command: CommandRecord | None,
         expect_head: int | None,
+        caps: Sequence[Cap],
     ) -> Appended:
         state = self._state(session_id)
         replayed = self._replay(command)
@@ -151,6 +124,9 @@ class Writer:
         drafts = unseen(drafts, first, last)
         if not drafts and command is None:
             return Appended([], state.numbers.seq, last)
+        if caps:
+            at = max(self._clock(), state.numbers.at)
+            books.check_caps(self._db, session_id, state.account, at, drafts, caps)
         return self._store(state, drafts, producer, last + 1, epoch, command)
 
     def fork(
@@ -167,19 +143,21 @@ class Writer:
             return replayed
         refuse_fork(parent_id, at_seq, parent.numbers.seq)
         self._refuse_taken(session_id)
-        inherited = cut(parent.layers, at_seq)
+        prefix = cut(parent.layers, at_seq)
         self._db.executemany(
             "INSERT INTO segment VALUES (?, ?, ?, ?, ?)",
-            [(session_id, ordinal, *layer) for ordinal, layer in enumerate(inherited)],
+            [(session_id, ordinal, *layer) for ordinal, layer in enumerate(prefix)],
         )
-        last = read_events(self._db, inherited, after=at_seq - 1, before=at_seq + 1, limit=1)[0]
-        state = _State(
+        last = read_events(self._db, prefix, after=at_seq - 1, before=at_seq + 1, limit=1)[0]
+        state = State(
             Numbers(session_id, session_id, at_seq, 0, last.at, last.hash),
-            [*inherited, Layer(session_id, at_seq + 1, END)],
-            self._view_at(inherited, at_seq),
+            [*prefix, Layer(session_id, at_seq + 1, END)],
+            self._views.as_of(prefix, at_seq),
             snapshot_seq=at_seq,
+            account=inherited(parent.account),
         )
-        self._write_snapshots(session_id, [(at_seq, dump_json(state.view.dump()))])
+        books.write_account(self._db, session_id, state.account)
+        self._views.keep(session_id, [(at_seq, dump_json(state.view.dump()))])
         return self._store(state, drafts, "session", 1, None, command)
 
     def take_epoch(self, session_id: str) -> int:
@@ -201,17 +179,36 @@ class Writer:
         self._db.execute("DELETE FROM lease WHERE session_id = ? AND epoch = ?", (session_id, epoch))
 
     def rebuild(self, session_id: str) -> None:
+        self.refold(session_id)
+        state = self._state(session_id, hidden=True)
+        state.account = books.rebuild(self._db, session_id, state.layers, state.imported)
+        if self._trees is not None:
+            self._trees.rebuild(state.numbers.root_id)
+
+    def refold(self, session_id: str) -> None:
+        """Make the session's view and items anew."""
         state = self._load_unfolded(session_id)
         own = state.layers[-1]
         self._db.execute("DELETE FROM item WHERE session_id = ?", (session_id,))
         self._db.execute("DELETE FROM snapshot WHERE session_id = ?", (session_id,))
         state.snapshot_seq = own.first - 1
         if own.first > 1:
-            state.view = self._view_at(state.layers[:-1], own.first - 1)
-            self._write_snapshots(session_id, [(own.first - 1, dump_json(state.view.dump()))])
+            state.view = self._views.as_of(state.layers[:-1], own.first - 1)
+            self._views.keep(session_id, [(own.first - 1, dump_json(state.view.dump()))])
         self._refold(state, own.first - 1)
         self._write_session(state)
         self._remember(state)
+
+    def enter_anew(self, session_id: str) -> None:
+        """Make the session's entries in the ledger anew."""
+        state = self._load_unfolded(session_id)
+        books.rebuild(self._db, session_id, state.layers, state.imported)
+        self._states.pop(session_id, None)
+
+    def tree(self, root_id: str) -> str:
+        """The tree's state at the root's end, as JSON text."""
+        assert self._trees is not None
+        return self._trees.refresh(root_id)
 
     def import_events(self, events: Sequence[Event], command: CommandRecord | None) -> str:
         check_imported(events)
@@ -237,11 +234,15 @@ class Writer:
         self._gone.append(session_id)
 
     def stale(self) -> list[str]:
-        """Sessions whose rows are another projector version's, sources before their forks."""
+        """Sessions whose views are another projector version's, sources before their forks."""
         rows = self._db.execute(
             "SELECT id FROM session WHERE version <> ? ORDER BY rowid", (self._projector.version,)
         )
         return [session_id for (session_id,) in rows.fetchall()]
+
+    def uncounted(self) -> list[str]:
+        """Sessions whose entries in the ledger are another version's, sources before their forks."""
+        return books.stale_accounts(self._db)
 
     def _import_new(self, session_id: str, events: Sequence[Event]) -> None:
         last = events[-1]
@@ -251,7 +252,7 @@ class Writer:
             raise Conflict(
                 f"the tree of {session_id} holds other events here", hint="import it into an empty home"
             ) from error
-        state = _State(
+        state = State(
             Numbers(session_id, last.root_id, last.seq, last.tree_pos, last.at, last.hash),
             [Layer(session_id, 1, END)],
             self._projector.empty(),
@@ -259,36 +260,39 @@ class Writer:
         )
         self._refold(state, 0)
         self._write_session(state)
+        state.account = books.rebuild(self._db, session_id, state.layers, imported=True)
+        if self._trees is not None:
+            self._trees.rebuild(last.root_id)
         self._remember(state)
 
     # State
 
-    def _state(self, session_id: str, *, hidden: bool = False) -> _State:
+    def _state(self, session_id: str, *, hidden: bool = False) -> State:
         state = self._states.get(session_id) or self._load(session_id)
         if state.deleted and not hidden:
             raise no_session(session_id)
         self._remember(state)
         return state
 
-    def _remember(self, state: _State) -> None:
+    def _remember(self, state: State) -> None:
         self._states[state.numbers.session_id] = state
         self._states.move_to_end(state.numbers.session_id)
         if len(self._states) > REMEMBERED:
             self._states.popitem(last=False)
 
-    def _load(self, session_id: str) -> _State:
+    def _load(self, session_id: str) -> State:
         row = self._db.execute("SELECT version, view FROM session WHERE id = ?", (session_id,)).fetchone()
         if row is None:
             raise no_session(session_id)
         version, view = row
         if version != self._projector.version:
-            self.rebuild(session_id)
+            self.refold(session_id)
             return self._states[session_id]
         state = self._load_unfolded(session_id)
         state.view = self._projector.load(json.loads(view))
         return state
 
-    def _load_unfolded(self, session_id: str) -> _State:
+    def _load_unfolded(self, session_id: str) -> State:
         """All but the view."""
         row = self._db.execute(
             "SELECT root_id, head, tree_pos, at, hash, epoch, imported, snapshot_seq, deleted_at"
@@ -297,7 +301,7 @@ class Writer:
         ).fetchone()
         if row is None:
             raise no_session(session_id)
-        return _State(
+        return State(
             Numbers(session_id, *row[:5]),
             all_layers(self._db, session_id),
             self._projector.empty(),
@@ -305,13 +309,14 @@ class Writer:
             imported=bool(row[6]),
             snapshot_seq=row[7],
             deleted=row[8] is not None,
+            account=books.read_account(self._db, session_id),
         )
 
     def _refuse_taken(self, session_id: str) -> None:
-        if self._db.execute("SELECT 1 FROM session WHERE id = ?", (session_id,)).fetchone():
+        if is_known(self._db, session_id):
             raise taken(session_id)
 
-    def _last_of(self, state: _State, producer: str) -> int:
+    def _last_of(self, state: State, producer: str) -> int:
         last = state.producers.get(producer)
         if last is None:
             row = self._db.execute(
@@ -338,7 +343,7 @@ class Writer:
 
     def _store(
         self,
-        state: _State,
+        state: State,
         drafts: Sequence[Draft],
         producer: str,
         first: int,
@@ -360,9 +365,12 @@ class Writer:
         )
         self._states.pop(session_id, None)  # until it is written: a failing fold leaves a torn view
         state.numbers = numbers
-        folded = self._fold(state, events)
+        folded = self._views.fold(state, events)
+        if self._trees is not None:
+            self._trees.fold(numbers.root_id, events)
         insert_events(self._db, session_id, events)
-        self._write_folded(session_id, folded)
+        self._views.write(session_id, folded)
+        self._enter(state, events)
         self._write_session(state)
         if root is not state:
             root.numbers.tree_pos = numbers.tree_pos
@@ -377,61 +385,25 @@ class Writer:
         self._news.append((session_id, numbers.seq, events))
         return Appended(events, numbers.seq, last)
 
-    def _fold(self, state: _State, events: Sequence[Event]) -> _Folded:
-        """Fold into the state's view; what changed is written by `_write_folded`."""
-        folded = _Folded()
-        session_id, first_own = state.numbers.session_id, state.layers[-1].first
+    def _enter(self, state: State, events: Sequence[Event]) -> None:
+        """Into the ledger."""
+        session_id = state.numbers.session_id
+        account = books.enter_events(self._db, session_id, state.account, events)
+        if account is not state.account:
+            books.write_account(self._db, session_id, account)
+        state.account = account
 
-        def version(item_id: str) -> _Version | None:
-            known = folded.latest.get(item_id)
-            if known is None:
-                row = read_item_text(self._db, state.layers, item_id)
-                if row is not None:
-                    known = folded.latest[item_id] = _Version(*row, row[1] >= first_own)
-            return known
-
-        def item(item_id: str) -> JSON | None:
-            known = version(item_id)
-            return known and json.loads(known.text)
-
-        for event in events:
-            for item_id, data in self._projector.fold(state.view, event, item).items():
-                before = version(item_id)
-                if before is not None and before.is_own:
-                    folded.superseded.append((event.seq, session_id, item_id, before.view_seq))
-                now = _Version(before.pos if before else event.seq, event.seq, dump_json(data), True)
-                folded.latest[item_id] = now
-                folded.inserted.append((session_id, item_id, now.pos, event.seq, is_waiting(data), now.text))
-            if event.seq - state.snapshot_seq >= SNAPSHOT_EVERY:
-                state.snapshot_seq = event.seq
-                folded.snapshots.append((event.seq, dump_json(state.view.dump())))
-        return folded
-
-    def _refold(self, state: _State, after: int) -> None:
+    def _refold(self, state: State, after: int) -> None:
         """Fold the session's own events beyond `after` into its (empty) rows."""
         own = state.layers[-1]
         while True:
             events = read_events(self._db, [own], after=after, before=END, limit=500)
             if not events:
                 return
-            self._write_folded(own.source, self._fold(state, events))
+            self._views.write(own.source, self._views.fold(state, events))
             after = events[-1].seq
 
-    def _write_folded(self, session_id: str, folded: _Folded) -> None:
-        # Versions superseded within the same fold are inserted first, so that they are found.
-        self._db.executemany(_INSERT_ITEM, folded.inserted)
-        if folded.superseded:
-            self._db.executemany(_SUPERSEDE_ITEM, folded.superseded)
-        self._write_snapshots(session_id, folded.snapshots)
-
-    def _write_snapshots(self, session_id: str, snapshots: Sequence[tuple[int, str]]) -> None:
-        version = self._projector.version
-        for seq, view in snapshots:
-            self._db.execute(
-                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?, ?)", (session_id, seq, version, view)
-            )
-
-    def _write_session(self, state: _State) -> None:
+    def _write_session(self, state: State) -> None:
         numbers = state.numbers
         columns = cast(JSON, state.view.columns())
         self._db.execute(
@@ -453,42 +425,6 @@ class Writer:
                 dump_json(state.view.dump()),
             ),
         )
-
-    def _view_at(self, layers: Sequence[Layer], seq: int) -> Any:
-        """The view as of `seq`, the end of the last layer: folded on from the nearest kept one."""
-        found = self._nearest_view(layers)
-        view, after = (self._projector.empty(), 0) if found is None else found
-        projector: Projector = self._projector
-        while after < seq:
-            for event in read_events(self._db, layers, after=after, before=seq + 1, limit=500):
-                projector.fold(view, event, self._items_as_of(layers, event.seq - 1))
-                after = event.seq
-        return view
-
-    def _items_as_of(self, layers: Sequence[Layer], seq: int) -> Callable[[str], JSON | None]:
-        def item(item_id: str) -> JSON | None:
-            row = read_item(self._db, layers, item_id, seq)
-            return row and row.data
-
-        return item
-
-    def _nearest_view(self, layers: Sequence[Layer]) -> tuple[Any, int] | None:
-        version = self._projector.version
-        for layer in reversed(layers):
-            row = (
-                self._db.execute(
-                    "SELECT view, head FROM session WHERE id = ? AND head = ? AND version = ?",
-                    (layer.source, layer.last, version),
-                ).fetchone()
-                or self._db.execute(
-                    "SELECT view, seq FROM snapshot WHERE session_id = ? AND seq <= ? AND version = ?"
-                    " ORDER BY seq DESC LIMIT 1",
-                    (layer.source, layer.last, version),
-                ).fetchone()
-            )
-            if row is not None:
-                return self._projector.load(json.loads(row[0])), row[1]
-        return None
 
 
 def read_command(db: sqlite3.Connection, scope: str, key: str) -> CommandRecord | None:
