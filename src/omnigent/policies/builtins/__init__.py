@@ -4,14 +4,49 @@
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from omnigent.events import JSON
+from omnigent.policies.builtins._base import Builtin
+from omnigent.policies.builtins.approve import Approve
+from omnigent.policies.builtins.blast_radius import BlastRadius
+from omnigent.policies.builtins.github import Github
+from omnigent.policies.builtins.hours import Hours
+from omnigent.policies.builtins.loop import Loop
+from omnigent.policies.builtins.models import Models
+from omnigent.policies.builtins.rate import Rate
+from omnigent.policies.builtins.reach import Reach
+from omnigent.policies.builtins.spawn_bounds import SpawnBounds
+from omnigent.policies.builtins.spend import SpendLimit
 from omnigent.policies.contract import Policy
 
-BUILTINS: dict[str, Callable[[JSON], Policy]] = {}
+_ALL: tuple[type[Builtin[Any]], ...] = (
+    Approve,
+    BlastRadius,
+    Github,
+    Hours,
+    Loop,
+    Models,
+    Rate,
+    Reach,
+    SpawnBounds,
+    SpendLimit,
+)
+
+BUILTINS: dict[str, Callable[[JSON], Policy]] = {each.NAME: each.build for each in _ALL}
 """Each raises `PolicyInvalid` for parameters it doesn't know; the language adds where they stand."""
 
 DEFAULTS = """\
-policies: []
+policies:
+  # Ask for commands that aren't everyday, writes outside the workspace, hosts, MCP and hosted tools.
+  - {name: approve, use: approve}
+  # Ask for files that hold credentials, and for writes that run later or change the agent's own rules.
+  - {name: reach, use: reach}
+  # Ask before deleting trees, rewriting history, publishing, changing the machine or a database.
+  - {name: blast_radius, use: blast_radius}
+  # Ask when the same call is made over and over.
+  - {name: loop, use: loop}
+  # Ask when sub-agents go deep or become many.
+  - {name: spawn_bounds, use: spawn_bounds}
 """
 """The rules that are on for everyone, in the language of rules; their scope is `builtin`."""

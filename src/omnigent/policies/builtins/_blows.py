@@ -1,0 +1,71 @@
+"""The table of commands that reach far (`blows.yaml`), by program; and the directories a build makes anew."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, cast
+
+import yaml
+
+from omnigent.actions import Exec
+from omnigent.policies.builtins._base import flag
+
+Group = Literal["history", "publish", "system", "database", "catastrophe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """A row of the table: its head says what the columns mean."""
+
+    group: Group
+    reason: str
+    words: tuple[tuple[str, ...], ...]
+    flags: tuple[str, ...]
+    unless: frozenset[str]
+
+    def hits(self, action: Exec) -> bool:
+        if self.words and not any(action.words[: len(each)] == each for each in self.words):
+            return False
+        if self.flags and not flag(action, *self.flags):
+            return False
+        return not (flag(action, *self.unless) or self.unless.intersection(action.words))
+
+
+def blows(action: Exec) -> list[Blow]:
+    """The rows that hold for a command, in the order of the table."""
+    program = "mkfs" if action.program.startswith("mkfs.") else action.program
+    return [blow for blow in _table().get(program, ()) if blow.hits(action)]
+
+
+@cache
+def build_dirs() -> frozenset[str]:
+    return frozenset(_data()["build_dirs"].split())
+
+
+@cache
+def _table() -> dict[str, tuple[Blow, ...]]:
+    table: dict[str, tuple[Blow, ...]] = {}
+    for row in _data()["rows"]:
+        for program in row["programs"].split():
+            table[program] = (*table.get(program, ()), _blow(row))
+    return table
+
+
+@cache
+def _data() -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = (files(__package__ or "") / "blows.yaml").read_text(encoding="utf-8")
+    return cast(dict[str, Any], yaml.load(text, Loader=loader))
+
+
+def _blow(row: dict[str, Any]) -> Blow:
+    words = [tuple(each.split()) for each in row.get("words", "").split(",") if each.strip()]
+    if above := row.get("of", "").split():
+        words = [(first, *rest) for first in above for rest in words]
+    return Blow(
+        row["group"],
+        row["reason"],
+        tuple(words),
+        tuple(row.get("flags", "").split()),
+        frozenset(row.get("unless", "").split()),
+    )

@@ -1,0 +1,163 @@
+"""Lists of path patterns, in the language's own globs, matched against what a file action touches.
+
+A pattern begins with `/`, with `~/`, with `**` (anywhere), or is relative to the workspace; `dir/**` names
+the directory too. What is matched is the real path, and the path as the agent named it.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from omnigent.actions import FileRead, FileWrite
+from omnigent.policies import globs
+from omnigent.policies.contract import Facts
+
+FileAction = FileRead | FileWrite
+
+_WILD = re.compile(r"[*?\[{]")
+
+CACHES = ("/.cargo/", "/.rustup/", "/.m2/", "/.cache/", "/.gradle/", "/.npm/", "/go/pkg/", "/site-packages/")
+"""Of packages, below a home directory: what lies there was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    text: str
+    """As it was written."""
+    glob: str
+    """Absolute, or beginning with `**`, or relative to the workspace."""
+
+    @property
+    def floating(self) -> bool:
+        return self.glob.startswith("**")
+
+    def anchored(self, workspace: str) -> str:
+        return self.glob if self.glob.startswith(("/", "**")) else globs.anchor(self.glob, workspace)
+
+
+type Test = Callable[[Pattern, str, str, FileAction], bool]
+
+
+class Paths:
+    """A list of patterns, ready to match. Whose home `~` is, is settled when it is made."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._home = str(Path.home())
+        self._patterns = tuple(_read(text) for text in patterns)
+
+    def touched(self, action: FileAction, facts: Facts) -> str | None:
+        """The first pattern that the action certainly or possibly touches, as it was written."""
+        return self._first(action, facts, self._touches)
+
+    def cover(self, action: FileAction, facts: Facts) -> bool:
+        """Whether one pattern names all that the action touches, under each of its names."""
+        workspace = str(facts.setting.session.get("workspace", ""))
+        return any(
+            all(_covers(pattern, workspace, name, action) for name in self._names(action, workspace))
+            for pattern in self._patterns
+        )
+
+    def _first(self, action: FileAction, facts: Facts, holds: Test) -> str | None:
+        workspace = str(facts.setting.session.get("workspace", ""))
+        roots = tuple(root for root in (workspace, *facts.setting.own) if root)
+        names = tuple((name, _within(name, roots)) for name in self._names(action, workspace))
+        for pattern in self._patterns:
+            glob = pattern.anchored(workspace)
+            if any(holds(pattern, glob, name[pattern.floating], action) for name in names):
+                return pattern.text
+        return None
+
+    def _names(self, action: FileAction, workspace: str) -> Iterator[str]:
+        yield action.real_path
+        named = action.path
+        if named.startswith("~/"):
+            named = self._home + named[1:]
+        named = posixpath.normpath(posixpath.join(workspace or "/", named))
+        if named != action.real_path:
+            yield named
+
+    def _touches(self, pattern: Pattern, glob: str, name: str, action: FileAction) -> bool:
+        if globs.glob(name, glob):
+            return True
+        if action.recursive:
+            # A pattern that holds anywhere would be met by every directory. In the workspace the files at its
+            # top are named beside it; elsewhere a home directory is what may hold them.
+            if pattern.floating:
+                return not action.in_workspace and self._is_home(name)
+            return meet(glob, f"{name.rstrip('/')}/**")
+        return action.glob and meet(glob, name)
+
+    def _is_home(self, name: str) -> bool:
+        below = f"{name.rstrip('/')}/"
+        if f"{self._home}/".startswith(below) or below in ("/etc/", "/home/", "/root/", "/Users/"):
+            return True
+        return below.startswith(f"{self._home}/") and not any(cache in below for cache in CACHES)
+
+
+def meet(rule: str, shell: str) -> bool:
+    """Whether some path matches both a rule's pattern and a shell's."""
+    if globs.FOLDED:
+        rule, shell = rule.casefold(), shell.casefold()
+    return any(
+        _meet(_split(mine), _split(theirs)) for mine in globs.expand(rule) for theirs in globs.expand(shell)
+    )
+
+
+def _read(text: str) -> Pattern:
+    return Pattern(text, globs.anchor(text, "") if text.startswith("~") else text)
+
+
+def _covers(pattern: Pattern, workspace: str, name: str, action: FileAction) -> bool:
+    glob = pattern.anchored(workspace)
+    if not (action.glob or action.recursive):
+        return globs.glob(name, glob)
+    wild = _WILD.search(name) if action.glob else None
+    fixed = posixpath.dirname(name[: wild.start()]) if wild else name
+    return glob.endswith("/**") and globs.glob(fixed, glob)
+
+
+def _within(name: str, roots: tuple[str, ...]) -> str:
+    """The path below the work tree it lies in: where that stands is no matter of a floating pattern."""
+    root = next((each for each in roots if name.startswith(f"{each}/")), "")
+    return name[len(root) :]
+
+
+@lru_cache(maxsize=4096)
+def _split(path: str) -> tuple[str, ...]:
+    return tuple(part for part in path.split("/") if part)
+
+
+@lru_cache(maxsize=4096)
+def _meet(rule: tuple[str, ...], shell: tuple[str, ...]) -> bool:
+    if not rule or not shell:
+        return all(part == "**" for part in rule or shell)
+    if rule[0] == "**":
+        return _meet(rule[1:], shell) or _meet(rule, shell[1:])
+    if shell[0] == "**":
+        return _meet(rule, shell[1:]) or _meet(rule[1:], shell)
+    return _parts_meet(rule[0], shell[0]) and _meet(rule[1:], shell[1:])
+
+
+def _parts_meet(rule: str, shell: str) -> bool:
+    # A shell's wildcard doesn't match a leading dot, so that `*` isn't every hidden file too.
+    if rule.startswith(".") and _WILD.match(shell):
+        return False
+    return _texts_meet(_classless(rule), _classless(shell))
+
+
+def _classless(part: str) -> str:
+    return re.sub(r"\[[^\]]+\]", "?", part)
+
+
+@lru_cache(maxsize=4096)
+def _texts_meet(one: str, other: str) -> bool:
+    if not one or not other:
+        return set(one or other) <= {"*"}
+    if one[0] == "*":
+        return _texts_meet(one[1:], other) or _texts_meet(one, other[1:])
+    if other[0] == "*":
+        return _texts_meet(one, other[1:]) or _texts_meet(one[1:], other)
+    return (one[0] == other[0] or "?" in (one[0], other[0])) and _texts_meet(one[1:], other[1:])
