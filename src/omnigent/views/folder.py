@@ -1,108 +1,12 @@
-"""The one fold: events → a session's summary and its transcript items.
-
-Pure, so that a replay gives what was live. It runs inside the append transaction (see `log.Projector`); faces
-follow items, programs that want the facts follow events.
-"""
+"""One event's application to a session's view and items."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from omnigent import events as ev
 from omnigent.events import JSON, Event
-
-Status = Literal["starting", "idle", "running", "waiting", "paused", "lost", "closed"]
-
-
-@dataclass(slots=True)
-class SessionView:
-    """What a session is at `as_of_seq`. Small by design: items live in rows of their own."""
-
-    as_of_seq: int = 0
-    tree_pos: int = 0
-    session_id: str = ""
-    root_id: str = ""
-    title: str = ""
-    harness: str = ""
-    model: str | None = None
-    provider: str | None = None
-    billing: str = "unknown"
-    credential: str = ""
-    metering: str = "harness"
-    workspace: str = ""
-    approvals: str = "ask"
-    sandbox: str = "host"
-    owner: str = ""
-    org: str = "local"
-    parent_id: str | None = None
-    forked_from: JSON | None = None
-    created_at: int = 0
-    updated_at: int = 0
-    archived: bool = False
-    closed: bool = False
-    labels: dict[str, str] = field(default_factory=dict[str, str])
-    status_since: int = 0
-    status: Status = "idle"
-
-    turn: JSON | None = None
-    """The open turn: id, message_id, trigger, delivered, started_at, seq."""
-    last_turn: JSON | None = None
-    paused: JSON | None = None
-    """The turn that waits to go on: turn_id, reason, rule_ids, detail, until."""
-    run: JSON | None = None
-    """The current start of the harness, from `harness.started`; None while no process runs."""
-    native: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """Per harness: its native session, and whether content from elsewhere has made it stale."""
-    queue: list[JSON] = field(default_factory=list[JSON])
-    """Messages and commands that wait, in seq order: id, type (message, switch, set_model), arguments."""
-    steers: list[str] = field(default_factory=list[str])
-    """Messages handed to the running turn and not yet acknowledged."""
-    calls: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """Open tool calls by item id: whether gated, whether and how decided, the digest of its actions, and its
-    place in the tree (`pos`)."""
-    denials: dict[str, int] = field(default_factory=dict[str, int])
-    """How often the open turn was denied a call of this digest."""
-    texts: dict[str, str] = field(default_factory=dict[str, str])
-    """Open streamed items: id → type."""
-    approvals_open: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    questions_open: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    grants: list[JSON] = field(default_factory=list[JSON])
-    """Bodies of `grant.added` in force, each with its `grant_id`. One that ran out stays until it is used or
-    revoked: whoever decides compares `until`."""
-    budget_nanousd: int | None = None
-    reserved: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """Model calls that left and whose usage isn't known yet: call id → the body of `usage.reserved`."""
-    model_calls: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """Model calls of the open turn that a person was asked about: id → status (held, allowed, denied) and
-    reason."""
-    policies: int = 0
-    """How many are in effect."""
-    policies_sha256: str = ""
-    """Of those in effect, so that a change of the wider scopes is seen; "" while the defaults hold."""
-    usage: dict[str, int] = field(default_factory=dict[str, int])
-    cost_nanousd: int | None = None
-    cost_partial: bool = False
-    """Some call had no known cost, so the sum is a lower bound."""
-    checkpoint: JSON | None = None
-    safe_seq: int = 0
-    """The last seq outside an open turn: where a fork is cut when none is named."""
-
-    def dump(self) -> JSON:
-        return {name: getattr(self, name) for name in _FIELDS}
-
-    def columns(self) -> JSON:
-        return {
-            "title": self.title,
-            "status": self.status,
-            "harness": self.harness,
-            "parent_id": self.parent_id,
-            "archived": self.archived,
-            "updated_at": self.updated_at,
-            "open": bool(self.approvals_open or self.questions_open),
-        }
-
-
-_FIELDS = tuple(f.name for f in fields(SessionView))
+from omnigent.views.state import SessionView
 
 BROKEN_OFF = ("agent_exited", "runner_lost", "stalled", "detached")
 """Ends after which the agent's own transcript may lack what the log has (some write tool results in
@@ -112,45 +16,8 @@ Items = dict[str, JSON]
 Lookup = Callable[[str], JSON | None]
 
 
-class SessionProjector:
-    """The `log.Projector` of Omnigent."""
-
-    version = 2
-
-    def empty(self) -> SessionView:
-        return SessionView()
-
-    def load(self, data: JSON) -> SessionView:
-        return SessionView(**data)
-
-    def fold(self, view: SessionView, event: Event, item: Lookup) -> Items:
-        folder = _Folder(view, event, item)
-        folder.apply()
-        view.as_of_seq, view.tree_pos = event.seq, event.tree_pos
-        view.updated_at = event.at
-        status = _status(view)
-        if status != view.status or view.created_at == event.at:
-            view.status, view.status_since = status, event.at
-        if view.turn is None:
-            view.safe_seq = event.seq
-        return folder.items
-
-
-def _status(view: SessionView) -> Status:
-    holds = {asked["hold"] for asked in view.approvals_open.values()}
-    if "ask" in holds or view.questions_open:
-        return "waiting"
-    if holds or view.paused is not None:
-        return "paused"
-    if view.turn is not None:
-        return "running" if view.run is not None else "starting"
-    if view.closed:
-        return "closed"
-    return "starting" if view.queue else "idle"
-
-
 @dataclass(slots=True)
-class _Folder:
+class Folder:
     """One event's application."""
 
     view: SessionView
