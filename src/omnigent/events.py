@@ -654,6 +654,26 @@ class ContextCompacted(Body):
     summary: str = ""
 
 
+class AuditDecided(Body):
+    """Every verdict, plain allows too. Only in the audit log, never in a session's."""
+
+    KIND = "audit.decided"
+    call_id: str
+    actions: tuple[Action, ...]
+    verdict: Literal["allow", "ask", "pause", "deny"]
+    rule_ids: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    """One line per rule that said something, and from which facts."""
+    grant_ids: tuple[str, ...] = ()
+
+
+class AuditDropped(Body):
+    """So many facts came faster than the audit log could write them, or it failed. Only in the audit log."""
+
+    KIND = "audit.dropped"
+    events: int
+
+
 class UnknownBody(Body):
     """A kind written by a newer version: kept, shown raw, never written by this one."""
 
@@ -714,8 +734,13 @@ AnyBody = (
     | ContextCompacted
     | UnknownBody
 )
+"""What a session's log holds. The audit log holds `AUDIT` beside some of them."""
 
-BODIES: dict[str, type[Body]] = {body.KIND: body for body in AnyBody.__args__ if body is not UnknownBody}
+AUDIT: tuple[type[Body], ...] = (AuditDecided, AuditDropped)
+
+BODIES: dict[str, type[Body]] = {
+    body.KIND: body for body in (*AnyBody.__args__, *AUDIT) if body is not UnknownBody
+}
 """The closed table: kind → body class."""
 
 
