@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from omnigent.client import Client
 
+from .browser import SIZES, fits, open_page
 from .conftest import server_process
 
 SCRIPT = {
@@ -35,7 +36,6 @@ SCRIPT = {
         },
     ]
 }
-SIZES = {"desktop": (1200, 850), "phone": (390, 800)}
 
 
 @dataclass
@@ -87,30 +87,8 @@ def _model(script: Path) -> Generator[str]:
 
 @pytest.fixture(params=SIZES)
 def page(request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of a fresh browser; any script error or refused load fails the test.
-
-    Playwright is stopped after each test: while it runs, no other test can have an event loop.
-    """
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield from _page(browser, *SIZES[request.param])
-        browser.close()
-
-
-def _page(browser: Browser, width: int, height: int) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": width, "height": height})
-    found = context.new_page()
-    errors: list[str] = []
-    found.on("pageerror", lambda error: errors.append(str(error)))
-    found.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
-    found.set_default_timeout(15_000)
-    yield found
-    context.close()
-    assert not [error for error in errors if "ERR_" not in error and "status of 40" not in error], errors
-
-
-def _fits(page: Page) -> None:
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    with open_page(request.param) as found:
+        yield found
 
 
 def _button(page: Page, name: str) -> Locator:
@@ -130,7 +108,7 @@ def test_a_transcript_streams_and_an_approval_is_given(page: Page, house: House)
     expect(page.get_by_text("First a look round.")).to_be_hidden()
     page.get_by_text("Thought").click()
     expect(page.get_by_text("First a look round.")).to_be_visible()
-    _fits(page)
+    fits(page)
     _button(page, "Allow once").click()
     expect(page.get_by_text("All done now.")).to_be_visible(timeout=15_000)
     expect(page.locator(".tool pre")).to_have_text("one\ntwo\n")
@@ -138,10 +116,10 @@ def test_a_transcript_streams_and_an_approval_is_given(page: Page, house: House)
     expect(page.locator("#status")).to_have_text("idle")
     expect(page.locator("#items strong")).to_have_text("done")
     assert page.locator("#items img").count() == 0
-    _fits(page)
+    fits(page)
     page.goto(house.client.url)
     expect(page.get_by_role("link", name="do the work").first).to_be_visible()
-    _fits(page)
+    fits(page)
 
 
 @pytest.mark.slow
@@ -170,7 +148,7 @@ def test_text_comes_as_it_is_written_and_can_be_interrupted(page: Page, house: H
     page.get_by_role("button", name="Interrupt").click()
     expect(page.get_by_text("The turn was interrupted.")).to_be_visible(timeout=15_000)
     expect(_button(page, "Allow once")).to_be_visible(timeout=15_000)
-    _fits(page)
+    fits(page)
 
 
 @pytest.mark.slow

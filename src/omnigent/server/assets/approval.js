@@ -152,7 +152,7 @@ function deny(send) {
   return form;
 }
 
-// What is asked: the whole call, then its parts, each with the rules that ask about it.
+// What is asked: the whole call, then its parts, each with whether it is what asks.
 
 function asked(data) {
   const actions = data.actions || [];
@@ -161,16 +161,14 @@ function asked(data) {
   const shown = whole ? [element("pre", { tabindex: "0", "aria-label": "The call" }, shell ? `$ ${whole}` : whole)] : [];
   const plain = actions.length === 1 && actions[0].type === "exec" && actions[0].command === whole;
   if (plain && !actions[0].doubt && !actions[0].background) return shown;
-  const asks = new Map((data.asked || []).map((one) => [one.action, one.rule_ids || []]));
+  const asks = new Set(data.asked || []);
   return [...shown, element("ol", { class: "parts", "aria-label": "Parts of the call" }, ...actions.map((action, at) => part(action, asks, at)))];
 }
 
 function part(action, asks, at) {
   const [kind, text] = acted(action);
-  const rules = asks.get(at);
-  const mark = rules ? element("span", { class: "asks", title: rules.join(", ") }, rules.length ? `asks: ${rules.join(", ")}` : "asks")
-    : asks.size ? element("span", { class: "passes" }, "passes") : "";
-  return element("li", { "data-asks": rules ? "yes" : null }, element("span", { class: "kind" }, kind), element("code", {}, text), mark,
+  const mark = asks.has(at) ? element("span", { class: "asks" }, "asks") : asks.size ? element("span", { class: "passes" }, "passes") : "";
+  return element("li", {}, element("span", { class: "kind" }, kind), element("code", {}, text), mark,
     action.doubt ? element("small", { class: "doubt" }, action.doubt) : "");
 }
 
