@@ -16,6 +16,7 @@ from omnigent.policies.builtins.loop import Loop
 from omnigent.policies.builtins.models import Models
 from omnigent.policies.builtins.rate import Rate
 from omnigent.policies.builtins.reach import Reach
+from omnigent.policies.builtins.sequence import Sequence
 from omnigent.policies.builtins.spawn_bounds import SpawnBounds
 from omnigent.policies.builtins.spend import SpendLimit
 from omnigent.policies.contract import Policy
@@ -34,6 +35,7 @@ _ALL: tuple[type[Builtin[Any]], ...] = (
 )
 
 BUILTINS: dict[str, Callable[[JSON], Policy]] = {each.NAME: each.build for each in _ALL}
+BUILTINS[Sequence.NAME] = Sequence.build
 """Each raises `PolicyInvalid` for parameters it doesn't know; the language adds where they stand."""
 
 DEFAULTS = """\

@@ -39,7 +39,7 @@ class Builtin[P: Params]:
         try:
             params = cls.PARAMS.model_validate(raw)
         except ValidationError as error:
-            raise _invalid(cls.NAME, cls.PARAMS, error) from error
+            raise invalid(cls.NAME, cls.PARAMS, error) from error
         return cls(params)  # pyright: ignore[reportArgumentType]  # PARAMS is the class of P
 
     def empty(self) -> Any:
@@ -52,7 +52,7 @@ class Builtin[P: Params]:
         raise NotImplementedError
 
 
-def _invalid(name: str, params: type[Params], error: ValidationError) -> PolicyInvalid:
+def invalid(name: str, params: type[Params], error: ValidationError) -> PolicyInvalid:
     wrong = error.errors(include_url=False, include_input=False, include_context=False)
     paths = [".".join(str(part) for part in each["loc"]) for each in wrong]
     lines = [

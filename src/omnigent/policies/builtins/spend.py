@@ -57,6 +57,8 @@ class SpendLimit(Builtin[SpendParams]):
         return self._tool_call(spent)
 
     def _model_call(self, call: Model, spent: Spend) -> Opinion | None:
+        if self._total(spent) >= self._limit:
+            return self._stop(self._reached(spent, 0), call)
         if self.params.usd is not None and (call.estimate_nanousd is None or spent.unknown):
             return self._unpriced(call, spent)
         if self._total(spent) + self._estimate(call) > self._limit:
@@ -74,8 +76,6 @@ class SpendLimit(Builtin[SpendParams]):
         return None
 
     def _unpriced(self, call: Model, spent: Spend) -> Opinion | None:
-        if self._total(spent) >= self._limit:
-            return self._stop(self._reached(spent, 0), call)
         if isinstance(self.params.then, Downgrade):
             return self._stop("The price isn't known", call)
         if call.estimate_nanousd is None:
