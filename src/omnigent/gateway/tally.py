@@ -108,6 +108,8 @@ class _ResponsesTally(Tally):
 
 
 class _ChatTally(Tally):
+    _finished = False
+
     def event(self, event: JSON) -> None:
         self._hear_error(event)
         choices = [_dict(choice) for choice in _list(event.get("choices"))]
@@ -122,9 +124,8 @@ class _ChatTally(Tally):
         if isinstance(event.get("usage"), dict):
             # Some tell it once, after the last choice; some with every chunk, growing.
             self._told = _chat_counts(_dict(event["usage"]))
-            self._complete = self._complete or not choices
-        if any(choice.get("finish_reason") for choice in choices) and self._told is not None:
-            self._complete = True
+        self._finished = self._finished or any(choice.get("finish_reason") for choice in choices)
+        self._complete = self._told is not None and (self._finished or self._complete or not choices)
 
     def body(self, body: JSON) -> None:
         self._hear_error(body)
