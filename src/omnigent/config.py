@@ -19,25 +19,29 @@ class _Section(BaseModel):
 
 
 class Key(_Section):
-    """Where a provider's key comes from; exactly one is set. The value itself is never in a config file."""
+    """Where a secret's value comes from; exactly one is set. The value itself is never in a config file."""
 
     env: str | None = None
     """A variable of the server's environment."""
     secret: str | None = None
     """A file of that name under `$OMNIGENT_HOME/secrets/`, mode 0600."""
-    command: tuple[str, ...] | None = None
+    command: tuple[str, ...] | None = Field(default=None, min_length=1)
     """A program whose standard output is the key."""
+    keychain: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f-][^\x00-\x1f]*$")] | None = None
+    """The service under which the machine's key store has it. No hyphen first: it is an argument there."""
 
     @model_validator(mode="after")
     def _one(self) -> "Key":
-        if sum(source is not None for source in (self.env, self.secret, self.command)) != 1:
-            raise ValueError("name exactly one of env, secret, command")
+        sources = (self.env, self.secret, self.command, self.keychain)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("name exactly one of env, secret, command, keychain")
         return self
 
     @property
     def source(self) -> str:
         """Where it comes from, in words: `env ANTHROPIC_API_KEY`. Shown wherever it is told who pays."""
-        kinds = {"env": self.env, "secret": self.secret, "command": (self.command or ("",))[0]}
+        kinds = {"env": self.env, "secret": self.secret, "keychain": self.keychain}
+        kinds["command"] = (self.command or ("",))[0]
         return next(f"{kind} {name}" for kind, name in kinds.items() if name)
 
 
@@ -112,6 +116,8 @@ class Config(_Section):
     runner: RunnerSettings = RunnerSettings()
     approvals: ApprovalSettings = ApprovalSettings()
     mcp_servers: dict[McpName, McpServerSection] = {}
+    secrets: tuple[Key, ...] = ()
+    """Further secrets that must never be stored or shown, beside keys and what looks like one."""
     environment: tuple[str, ...] = ()
     """Further variables an agent may see, beside the built-in allow-list."""
 

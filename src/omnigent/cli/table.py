@@ -47,6 +47,7 @@ COMMANDS: dict[str, Row] = {
     "rm": Row("sessions", "delete a session", _KEEP),
     "harness": Row("harness", "list, install and check the agents", _HOUSE),
     "server": Row("server", "start, stop and look at the server", _HOUSE),
+    "secret": Row("secret", "register what must never be stored or shown", _HOUSE),
     "devices": Row("devices", "who may reach the server", _HOUSE),
     "config": Row("settings", "where the configuration is, and what it says", _HOUSE),
     "doctor": Row("doctor", "what this machine has and lacks", _HOUSE),
