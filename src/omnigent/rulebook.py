@@ -17,10 +17,10 @@ from pathlib import PurePath
 from typing import Literal, cast
 
 from omnigent.errors import Conflict, NotFound, Unprocessable
-from omnigent.events import SYSTEM, Actor, Draft, Event, PolicyChanged, PolicyEntry, canonical
+from omnigent.events import SYSTEM, Actor, Draft, Event, PolicyChanged, PolicyEntry, PolicyScope, canonical
 from omnigent.log import Log
-from omnigent.policies.engine import defaults, diff
-from omnigent.policies.language import parse
+from omnigent.policies.engine import diff
+from omnigent.policies.language import defaults, parse
 
 Scope = Literal["server", "user", "project"]
 SCOPES: tuple[Scope, ...] = ("server", "user", "project")
@@ -32,7 +32,7 @@ PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class RuleSet:
+class Applied:
     """What an owner applied to one scope. `seq` is that of the event that says so; 0 before any."""
 
     scope: Scope
@@ -75,7 +75,7 @@ class Rulebook:
     """The audit log, which has the house's stream."""
     revision: int = 0
     """The seq of the newest change. When it has moved, `entries` may say something else."""
-    _sets: dict[str, RuleSet] = field(default_factory=dict[str, RuleSet])
+    _sets: dict[str, Applied] = field(default_factory=dict[str, Applied])
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def load(self) -> None:
@@ -95,18 +95,19 @@ class Rulebook:
     def entries(self, workspace: str, owner: str) -> tuple[PolicyEntry, ...]:
         """What binds a session of this workspace and owner before its own rules: the defaults, the server's
         set, the user's, and those of every project that holds the workspace, the outermost first."""
-        server = self.set("server")
-        own = {entry.name for entry in server.entries}
-        kept = [entry for entry in defaults() if entry.name not in own and entry.name not in server.off]
-        found = [*kept, *server.entries, *self.set("user", owner).entries]
+        found = [*self.standing(), *self.set("server").entries, *self.set("user", owner).entries]
         for place in _outermost_first(workspace):
             found += self.set("project", place).entries
         return tuple(found)
 
-    def set(self, scope: Scope, key: str = "") -> RuleSet:
-        return self._sets.get(_name(scope, key)) or RuleSet(scope, key)
+    def standing(self) -> tuple[PolicyEntry, ...]:
+        """The defaults that the server's set leaves on."""
+        return _standing(self.set("server"))
 
-    def sets(self) -> list[RuleSet]:
+    def set(self, scope: Scope, key: str = "") -> Applied:
+        return self._sets.get(_name(scope, key)) or Applied(scope, key)
+
+    def sets(self) -> list[Applied]:
         """Every set that was ever applied, the server's first."""
         return sorted(self._sets.values(), key=lambda one: (SCOPES.index(one.scope), one.key))
 
@@ -146,15 +147,13 @@ class Rulebook:
         except Conflict:  # somebody else's first word came between
             return (await self.log.append(HOUSE, [draft], producer=PRODUCER)).events
 
-    def _plan(self, scope: Scope, key: str, text: str, remove: Sequence[str]) -> tuple[RuleSet, Change]:
+    def _plan(self, scope: Scope, key: str, text: str, remove: Sequence[str]) -> tuple[Applied, Change]:
         _check_key(scope, key)
         given = parse(text, f"the {scope}'s policies", scope) if text.strip() else ()
         old = self.set(scope, key)
-        names = {entry.name for entry in given}
-        off = _switched(scope, old, names, remove)
-        kept = [entry for entry in old.entries if entry.name not in names and entry.name not in remove]
-        new = RuleSet(scope, key, (*kept, *given), off)
-        return new, Change(*diff(_effective(old), _effective(new)))
+        off = _switched(old, given, remove)
+        new = Applied(scope, key, _merged(old.entries, given, remove), off)
+        return new, Change(*diff(_binding(old), _binding(new)))
 
     def _fold(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -164,7 +163,7 @@ class Rulebook:
             scope, _, key = event.item_id.partition(":")
             off = tuple(entry.name for entry in body.policies if _is_off(entry))
             entries = tuple(entry for entry in body.policies if not _is_off(entry))
-            self._sets[event.item_id] = RuleSet(
+            self._sets[event.item_id] = Applied(
                 cast(Scope, scope), key, entries, off, event.seq, event.at, event.actor
             )
             self.revision = max(self.revision, event.seq)
@@ -185,31 +184,52 @@ def _check_key(scope: Scope, key: str) -> None:
         )
 
 
-def _switched(scope: Scope, old: RuleSet, given: set[str], remove: Sequence[str]) -> tuple[str, ...]:
+def change_of(
+    scope: PolicyScope, now: Sequence[PolicyEntry], text: str, remove: Sequence[str]
+) -> tuple[tuple[PolicyEntry, ...], Change]:
+    """What is in effect once the rules of one scope are changed, as `Rulebook.apply` changes them; those of
+    other scopes stay. Raises `PolicyInvalid`, or `NotFound` for a name to remove that the scope doesn't have.
+    """
+    given = parse(text, f"the {scope}'s policies", scope) if text.strip() else ()
+    own = [entry for entry in now if entry.scope == scope]
+    _check_there({entry.name for entry in (*own, *given)}, remove, scope)
+    kept = [entry for entry in now if entry.scope != scope]
+    new = (*kept, *_merged(own, given, remove))
+    return new, Change(*diff(tuple(now), new))
+
+
+def _merged(
+    old: Iterable[PolicyEntry], given: Sequence[PolicyEntry], remove: Sequence[str]
+) -> tuple[PolicyEntry, ...]:
+    names = {*remove, *(entry.name for entry in given)}
+    return (*(entry for entry in old if entry.name not in names), *given)
+
+
+def _switched(old: Applied, given: Sequence[PolicyEntry], remove: Sequence[str]) -> tuple[str, ...]:
     """The defaults that are off afterwards. Raises `NotFound` for a name that is nowhere in the set."""
-    off = [name for name in old.off if name not in given]
-    own = {entry.name for entry in old.entries}
-    standard = {entry.name for entry in defaults()} if scope == "server" else set[str]()
+    names = {entry.name for entry in given}
+    own = names | {entry.name for entry in old.entries}
+    standing = {entry.name for entry in _standing(old)} if old.scope == "server" else set[str]()
+    _check_there(own | standing, remove, old.scope)
+    kept = [name for name in old.off if name not in names]
+    return tuple(sorted({*kept, *(name for name in remove if name not in own)}))
+
+
+def _check_there(there: set[str], remove: Sequence[str], scope: PolicyScope) -> None:
     for name in remove:
-        if name in own or name in given:
-            continue
-        if name not in standard or name in off:
-            there = sorted(own | (standard - set(off)))
-            raise NotFound(
-                f"The {scope} has no policy {name!r}.",
-                hint=f"There is {', '.join(there)}." if there else "It has none at all.",
-            )
-        off.append(name)
-    return tuple(sorted(off))
+        if name not in there:
+            hint = f"There is {', '.join(sorted(there))}." if there else "It has none at all."
+            raise NotFound(f"The {scope} has no policy {name!r}.", hint=hint)
 
 
-def _effective(one: RuleSet) -> tuple[PolicyEntry, ...]:
+def _standing(server: Applied) -> tuple[PolicyEntry, ...]:
+    gone = {*server.off, *(entry.name for entry in server.entries)}
+    return tuple(entry for entry in defaults() if entry.name not in gone)
+
+
+def _binding(one: Applied) -> tuple[PolicyEntry, ...]:
     """What a set comes to: the server's has the defaults below it."""
-    if one.scope != "server":
-        return one.entries
-    own = {entry.name for entry in one.entries}
-    kept = [entry for entry in defaults() if entry.name not in own and entry.name not in one.off]
-    return (*kept, *one.entries)
+    return (*_standing(one), *one.entries) if one.scope == "server" else one.entries
 
 
 def _mark_off(name: str) -> PolicyEntry:

@@ -395,7 +395,7 @@ def explained(found: JSON) -> list[str]:
         f"{found['item_id']}  {one_line(found['title'])}",
         f"verdict   {found['verdict']}" + (f": {one_line(found['reason'], 400)}" if found["reason"] else ""),
     ]
-    recorded = found.get("recorded")
+    recorded = found.get("recorded_verdict")
     if recorded and recorded["verdict"] != found["verdict"]:
         lines.append(f"recorded  {recorded['verdict']}: {one_line(recorded['reason'], 400)}")
     lines += [f"rule      {row['name']} ({row['scope']}): {row['description']}" for row in found["rules"]]

@@ -42,8 +42,10 @@ def _placed(named: str, error: PolicyInvalid) -> PolicyInvalid:
     if not isinstance(line, int):
         return PolicyInvalid(f"{named}: {error.detail}", hint=error.hint, **error.facts)
     column = column if isinstance(column, int) else 1
+    # The server names the place too, in a text that has no file name there.
+    detail = error.detail.split(f":{line}:{column}: ", 1)[-1]
     shown = _line_of(named, line, column)
-    return PolicyInvalid(f"{named}:{line}:{column}: {error.detail}{shown}", hint=error.hint, **error.facts)
+    return PolicyInvalid(f"{named}:{line}:{column}: {detail}{shown}", hint=error.hint, **error.facts)
 
 
 def _line_of(named: str, line: int, column: int) -> str:

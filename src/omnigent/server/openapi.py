@@ -60,6 +60,36 @@ class ForkedFrom(TypedDict):
     seq: int
 
 
+class Budget(TypedDict):
+    """Of the family: the session, its children and forks. `unknown_calls`: their price isn't in it."""
+
+    cap_usd: float | None
+    spent_usd: float
+    reserved_usd: float
+    unknown_calls: int
+
+
+class Paused(TypedDict):
+    """Why a turn waits to go on. `until` (UTC ms): it goes on by itself then."""
+
+    reason: Literal["budget", "policy", "quota"]
+    rule_ids: list[str]
+    detail: str
+    until: int | None
+
+
+class GrantInfo(TypedDict):
+    """An allow that reaches further than one call."""
+
+    grant_id: str
+    scope: Literal["once", "session", "pattern"]
+    rule_ids: list[str]
+    pattern: str
+    title: str
+    uses: int | None
+    until: int | None
+
+
 class Session(TypedDict):
     """Times are UTC milliseconds since 1970."""
 
@@ -77,7 +107,10 @@ class Session(TypedDict):
     status_since: int
     last_seq: int
     usage: Usage
-    budget: JSON | None
+    budget: Budget | None
+    paused: Paused | None
+    policies: int
+    grants: list[GrantInfo]
     pending: Pending
     queue_length: int
     turn: Turn | None
@@ -212,6 +245,142 @@ class NewDevice(DeviceInfo):
     token: str
 
 
+class RuleInfo(TypedDict):
+    """A policy: `rule` as it was written, `description` in one line."""
+
+    name: str
+    scope: Literal["builtin", "server", "user", "project", "agent", "session"]
+    rule: JSON
+    description: str
+
+
+class RuleList(TypedDict):
+    items: list[RuleInfo]
+    next_cursor: None
+
+
+class PolicySet(TypedDict):
+    """What an owner applied to one scope. `off`: defaults that it switches off."""
+
+    scope: Literal["builtin", "server", "user", "project"]
+    key: str
+    policies: list[RuleInfo]
+    off: list[str]
+    at: int | None
+    actor: Actor | None
+
+
+class PolicyChange(TypedDict):
+    """`loosens`: something that was denied, paused or asked may then pass."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+    loosens: bool
+
+
+class Proposed(PolicyChange):
+    """A project's own file against what is applied; `commands` would apply it."""
+
+    path: str
+    differs: bool
+    error: str | None
+    commands: list[str]
+
+
+class PolicyList(TypedDict):
+    """With `session` the items are rules, else sets."""
+
+    items: list[RuleInfo | PolicySet]
+    proposed: Proposed | None
+    next_cursor: None
+
+
+class CallVerdict(TypedDict):
+    """What rules say to a recorded call; `recorded` is what was said then, "" for a plain allow."""
+
+    item_id: str
+    session_id: str
+    seq: int
+    at: int
+    kind: Literal["tool", "model"]
+    title: str
+    verdict: Literal["allow", "ask", "pause", "deny"]
+    rule_ids: list[str]
+    reason: str
+    recorded: str
+
+
+class VerdictList(TypedDict):
+    items: list[CallVerdict]
+    counts: dict[str, int]
+    next_cursor: None
+
+
+class EarlierCall(TypedDict):
+    seq: int
+    session_id: str
+    at: int
+    title: str
+
+
+class RecordedVerdict(TypedDict):
+    seq: int
+    verdict: Literal["allow", "ask", "pause", "deny"]
+    rule_ids: list[str]
+    reason: str
+    grant_ids: list[str]
+
+
+class Explanation(CallVerdict):
+    """`after`: the earlier calls that the deciding rules look back at. `rules` lacks those that are no entry:
+    doubt, protection, the budget."""
+
+    parsed: Literal["full", "partial", "opaque"]
+    actions: list[JSON]
+    rules: list[RuleInfo]
+    facts: list[str]
+    after: list[EarlierCall]
+    recorded_verdict: RecordedVerdict | None
+    approval: JSON | None
+
+
+class UsageRow(TypedDict):
+    """`cost_usd` is what was billed, null where no price is known; `unknown_calls` are those missing in it.
+    `notional_usd` is what the calls paid by a subscription would have cost."""
+
+    key: str
+    calls: int
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_usd: float | None
+    unknown_calls: int
+    notional_usd: float | None
+
+
+class UsageList(TypedDict):
+    by: str
+    items: list[UsageRow]
+    next_cursor: None
+
+
+class ChainCheck(TypedDict):
+    """`broken_at`: the seq of the first event that isn't what was written."""
+
+    events: int
+    broken_at: int | None
+
+
+class AuditCheck(TypedDict):
+    ok: bool
+    log: ChainCheck
+    audit: ChainCheck
+
+
 class Draining(TypedDict):
     draining: bool
 
@@ -237,8 +406,9 @@ class Problem(TypedDict):
 _SHAPES: dict[str, Any] = {
     shape.__name__: shape
     for shape in (
-        CommandAnswer, DeviceList, Draining, Event, EventPage, HarnessList, Health, Inbox, ItemPage,
-        NewDevice, Problem, Session, SessionList,
+        AuditCheck, CommandAnswer, DeviceList, Draining, Event, EventPage, Explanation, HarnessList, Health,
+        Inbox, ItemPage, NewDevice, PolicyChange, PolicyList, Problem, RuleList, Session, SessionList,
+        UsageList, VerdictList,
     )
 }  # fmt: skip
 _BODIES: dict[str, Any] = {"Command": Command} | {
