@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from omnigent.errors import Draining
-from omnigent.log import Log, MemoryLog, Projector
+from omnigent.log import Log, MemoryLog, Projector, TreeProjector
 from omnigent.testing.log_suite import Hands, LogSuite, created
 
 
@@ -14,8 +14,8 @@ class TestMemoryLog(LogSuite):
     list_growth = 1000.0
 
     @pytest.fixture
-    async def log(self, projector: Projector, clock: Hands) -> AsyncIterator[Log]:
-        log = MemoryLog(projector, clock)
+    async def log(self, projector: Projector, trees: TreeProjector, clock: Hands) -> AsyncIterator[Log]:
+        log = MemoryLog(projector, clock, trees=trees)
         yield log
         await log.close()
 

@@ -16,7 +16,17 @@ import pytest
 
 from omnigent.errors import Draining, HomeUnusable, NewerHome, Unprocessable
 from omnigent.events import JSON, Event
-from omnigent.log import Appended, CommandRecord, Lease, ListQuery, Log, Projector, SqliteLog, open_log
+from omnigent.log import (
+    Appended,
+    CommandRecord,
+    Lease,
+    ListQuery,
+    Log,
+    Projector,
+    SqliteLog,
+    TreeProjector,
+    open_log,
+)
 from omnigent.testing.log_suite import (
     DEADLINE,
     Hands,
@@ -36,8 +46,10 @@ from omnigent.testing.log_suite import (
 
 class TestSqliteLog(LogSuite):
     @pytest.fixture
-    async def log(self, tmp_path: Path, projector: Projector, clock: Hands) -> AsyncIterator[Log]:
-        log = SqliteLog(tmp_path / "omnigent.db", projector, clock)
+    async def log(
+        self, tmp_path: Path, projector: Projector, trees: TreeProjector, clock: Hands
+    ) -> AsyncIterator[Log]:
+        log = SqliteLog(tmp_path / "omnigent.db", projector, clock, trees=trees)
         yield log
         await log.close()
 

@@ -222,7 +222,7 @@ class SqliteLog:
             raise LookupError("this log was opened without a tree projector")
         db = self._reading()
         row = db.execute(
-            "SELECT root_id, version, tree.tree_pos, state FROM session LEFT JOIN tree USING (root_id)"
+            "SELECT root_id, tree.version, tree.tree_pos, state FROM session LEFT JOIN tree USING (root_id)"
             " WHERE id = ? AND deleted_at IS NULL",
             (session_id,),
         ).fetchone()

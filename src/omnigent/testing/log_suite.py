@@ -2,8 +2,8 @@
 
 class TestMyLog(LogSuite):
     @pytest.fixture
-    async def log(self, projector: SuiteProjector, clock: Hands) -> AsyncIterator[Log]:
-        log = MyLog(projector, clock)
+    async def log(self, projector: SuiteProjector, trees: SuiteTrees, clock: Hands) -> AsyncIterator[Log]:
+        log = MyLog(projector, clock, trees=trees)
         yield log
         await log.close()
 """
@@ -11,9 +11,9 @@ class TestMyLog(LogSuite):
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import anyio
@@ -21,243 +21,58 @@ import pytest
 
 from omnigent import events as ev
 from omnigent.errors import BadCursor, Conflict, Fenced, Gap, KeyReused, Malformed, NotFound
-from omnigent.events import JSON, Draft, Event
-from omnigent.log.contract import Appended, CommandRecord, ItemRow, Lease, ListQuery, Log, Projector
+from omnigent.events import Draft, Event
+from omnigent.log.contract import Appended, CommandRecord, Lease, ListQuery, Log, Projector, TreeProjector
+from omnigent.testing.control_suite import ControlSuite
+from omnigent.testing.log_rig import (
+    DEADLINE,
+    Hands,
+    SuiteMemory,
+    SuiteProjector,
+    SuiteTrees,
+    SuiteView,
+    all_items,
+    asked,
+    busy_session,
+    check_dense,
+    check_folded,
+    collect,
+    created,
+    forked,
+    raw_event,
+    read_all,
+    replay,
+    resolved,
+    said,
+    too_large_a_number,
+    updated,
+    with_body,
+)
 
-DEADLINE = 20
-"""Seconds any one wait may take."""
-
-
-class Hands:
-    """A clock that tests turn."""
-
-    def __init__(self, at: int = 1_795_000_000_000) -> None:
-        self.at = at
-
-    def __call__(self) -> int:
-        return self.at
-
-
-@dataclass(slots=True)
-class SuiteView:
-    as_of_seq: int = 0
-    title: str = ""
-    archived: bool = False
-    updated_at: int = 0
-    kinds: dict[str, int] = field(default_factory=dict[str, int])
-    open: list[str] = field(default_factory=list[str])
-
-    def dump(self) -> JSON:
-        return {
-            "as_of_seq": self.as_of_seq,
-            "title": self.title,
-            "archived": self.archived,
-            "updated_at": self.updated_at,
-            "kinds": self.kinds,
-            "open": self.open,
-        }
-
-    def columns(self) -> JSON:
-        return {
-            "title": self.title,
-            "status": "waiting" if self.open else "idle",
-            "harness": "claude",
-            "parent_id": None,
-            "archived": self.archived,
-            "updated_at": self.updated_at,
-        }
-
-
-class SuiteProjector:
-    """Counts kinds and keeps one item per item id: enough to see when a log folds wrongly."""
-
-    version = 1
-
-    def empty(self) -> SuiteView:
-        return SuiteView()
-
-    def load(self, data: JSON) -> SuiteView:
-        return SuiteView(**data)
-
-    def fold(self, view: SuiteView, event: Event, item: Callable[[str], JSON | None]) -> dict[str, JSON]:
-        view.as_of_seq, view.updated_at = event.seq, event.at
-        view.kinds[event.kind] = view.kinds.get(event.kind, 0) + 1
-        body = event.body
-        match body:
-            case ev.SessionCreated(title=title) | ev.SessionForked(title=title):
-                view.title = title
-            case ev.SessionUpdated():
-                view.archived = view.archived if body.archived is None else body.archived
-            case _:
-                pass
-        changed: dict[str, JSON] = {}
-        if isinstance(body, ev.SessionForked):
-            # An event without an item id that changes items: those the prefix left open.
-            for item_id in view.open:
-                changed[item_id] = (item(item_id) or {}) | {"status": "cancelled"}
-            view.open = []
-        if event.item_id is not None:
-            changed[event.item_id] = self._item(view, event, item(event.item_id))
-        return changed
-
-    def _item(self, view: SuiteView, event: Event, data: JSON | None) -> JSON:
-        assert event.item_id is not None
-        if data is None:
-            is_approval = event.kind == "approval.requested"
-            data = {"type": "approval" if is_approval else "message", "status": "new", "seqs": [], "text": ""}
-            if is_approval:
-                data["status"] = "open"
-                view.open.append(event.item_id)
-        if event.kind == "approval.resolved" and event.item_id in view.open:
-            data["status"] = "resolved"
-            view.open.remove(event.item_id)
-        if isinstance(event.body, ev.MessageCompleted):
-            data["text"] = ev.text_of(event.body.content)
-        data["seqs"].append(event.seq)
-        return data
+__all__ = [
+    "DEADLINE",
+    "Hands",
+    "LogSuite",
+    "SuiteMemory",
+    "SuiteProjector",
+    "SuiteTrees",
+    "SuiteView",
+    "all_items",
+    "asked",
+    "busy_session",
+    "check_dense",
+    "check_folded",
+    "created",
+    "forked",
+    "read_all",
+    "replay",
+    "resolved",
+    "said",
+    "updated",
+]
 
 
-def created(title: str = "a session") -> Draft:
-    return Draft(
-        ev.SessionCreated(
-            title=title,
-            harness="claude",
-            model=None,
-            provider=None,
-            workspace="/work",
-            approvals="ask",
-            owner="me",
-        )
-    )
-
-
-def forked(parent_id: str, at: Event, title: str = "a fork") -> Draft:
-    return Draft(
-        ev.SessionForked(
-            parent_id=parent_id,
-            at_seq=at.seq,
-            parent_hash=at.hash,
-            owner="me",
-            title=title,
-            harness="claude",
-            model=None,
-            provider=None,
-            workspace="/work",
-            approvals="ask",
-        )
-    )
-
-
-def said(text: str, item_id: str | None = None) -> Draft:
-    return Draft(ev.MessageCompleted(content=(ev.TextPart(text=text),)), item_id=item_id)
-
-
-def asked(item_id: str) -> Draft:
-    body = ev.ApprovalRequested(
-        call_id="tc_1", actions=(), action_sha256="0" * 64, title="rm -rf x", reason="", expires_at=0
-    )
-    return Draft(body, item_id=item_id)
-
-
-def resolved(item_id: str) -> Draft:
-    return Draft(ev.ApprovalResolved(outcome="allowed"), item_id=item_id)
-
-
-def updated(**changes: Any) -> Draft:
-    return Draft(ev.SessionUpdated(**changes))
-
-
-async def read_all(log: Log, session_id: str) -> list[Event]:
-    found: list[Event] = []
-    while page := await log.read(session_id, after=len(found), limit=1000):
-        found += page
-    return found
-
-
-async def all_items(log: Log, session_id: str, limit: int = 50) -> list[ItemRow]:
-    """By pages, newest first."""
-    found: list[ItemRow] = []
-    before: int | None = None
-    while page := await log.items(session_id, before=before, limit=limit):
-        found += page
-        before = page[-1].pos
-    return found
-
-
-def replay(events: Sequence[Event]) -> tuple[JSON, dict[str, ItemRow]]:
-    """The view and items that folding the events from nothing gives."""
-    projector, items = SuiteProjector(), dict[str, ItemRow]()
-    view = projector.empty()
-    for event in events:
-        changed = projector.fold(view, event, lambda key: _copy(items[key].data) if key in items else None)
-        for item_id, data in changed.items():
-            pos = items[item_id].pos if item_id in items else event.seq
-            items[item_id] = ItemRow(item_id, pos, event.seq, data)
-    return view.dump(), items
-
-
-def _copy(data: JSON) -> JSON:
-    return data | {"seqs": list(data["seqs"])}
-
-
-async def check_folded(log: Log, session_id: str) -> None:
-    """The stored view and items, however they are read, are those of a replay."""
-    events = await read_all(log, session_id)
-    view, items = replay(events)
-    assert (await log.view(session_id)).dump() == view
-    newest_first = sorted(items.values(), key=lambda row: (row.pos, row.item_id), reverse=True)
-    assert await all_items(log, session_id, limit=7) == newest_first
-    by_change = sorted(items.values(), key=lambda row: (row.view_seq, row.item_id))
-    assert await log.items(session_id, changed_after=0, limit=1000) == by_change[:1000]
-    middle = len(events) // 2
-    assert await log.items(session_id, changed_after=middle, limit=1000) == [
-        row for row in by_change if row.view_seq > middle
-    ]
-    for row in newest_first[:20]:
-        assert await log.item(session_id, row.item_id) == row
-
-
-def check_dense(events: Sequence[Event]) -> None:
-    """1..n, chained, and never back in time."""
-    assert [event.seq for event in events] == list(range(1, len(events) + 1))
-    assert ev.verify(events) is None
-    times = [event.at for event in events]
-    assert times == sorted(times)
-
-
-async def collect(batches: AsyncIterator[list[Event]], until: int) -> list[Event]:
-    """What a follower sees up to the event `until`."""
-    found: list[Event] = []
-    async for batch in batches:
-        found += batch
-        if found[-1].seq >= until:
-            break
-    return found
-
-
-async def busy_session(log: Log, session_id: str, events: int = 300, seed: int = 1) -> None:
-    """Messages rewritten long after they began, approvals opened and closed, in batches of one to nine."""
-    dice = random.Random(seed)
-    drafts = [created()]
-    asks: list[str] = []
-    for number in range(events - 1):
-        roll = dice.random()
-        if roll < 0.1:
-            asks.append(f"ap_{number}")
-            drafts.append(asked(asks[-1]))
-        elif roll < 0.2 and asks:
-            drafts.append(resolved(asks.pop(dice.randrange(len(asks)))))
-        else:
-            drafts.append(said(f"text {number}", f"msg_{dice.randrange(number // 4 + 1)}"))
-    await log.create(session_id, drafts[:1])
-    start = 1
-    while start < len(drafts):
-        end = start + dice.randrange(1, 10)
-        await log.append(session_id, drafts[start:end])
-        start = end
-
-
-class LogSuite:
+class LogSuite(ControlSuite):
     """The meaning of `Log`."""
 
     pytestmark = pytest.mark.anyio
@@ -271,7 +86,11 @@ class LogSuite:
         return SuiteProjector()
 
     @pytest.fixture
-    async def log(self, projector: Projector, clock: Hands) -> AsyncIterator[Log]:
+    def trees(self) -> SuiteTrees:
+        return SuiteTrees()
+
+    @pytest.fixture
+    async def log(self, projector: Projector, trees: TreeProjector, clock: Hands) -> AsyncIterator[Log]:
         raise NotImplementedError("give the log to be tested; close it after the yield")
         yield
 
@@ -382,7 +201,7 @@ class LogSuite:
         await log.create("ses_a", [created()])
         results = await asyncio.gather(
             log.append("ses_a", [said("fine")]),
-            log.append("ses_a", [said("goes with the next"), _too_large_a_number()]),
+            log.append("ses_a", [said("goes with the next"), too_large_a_number()]),
             log.append("ses_a", [Draft(ev.UnknownBody(kind="later.kind", raw={}))]),
             log.append("ses_a", [said("fine too")]),
             return_exceptions=True,
@@ -713,7 +532,7 @@ class LogSuite:
     async def test_a_fork_that_fails_leaves_nothing(self, log: Log) -> None:
         await busy_session(log, "ses_a", 30)
         with pytest.raises(Malformed):
-            await log.fork("ses_a", 20, "ses_f", [said("fine", "msg_1"), _too_large_a_number()])
+            await log.fork("ses_a", 20, "ses_f", [said("fine", "msg_1"), too_large_a_number()])
         with pytest.raises(NotFound):
             await log.head("ses_f")
         await log.fork("ses_a", 10, "ses_f", [said("fine", "msg_1")])
@@ -845,7 +664,7 @@ class LogSuite:
     async def test_a_forks_export_enters_an_empty_log(self, log: Log) -> None:
         far = self._foreign("ses_far", 30)
         chain = far[-1].hash
-        own = _raw_event("ses_fork", 31, chain, ev.MessageStarted(), tree_pos=1)
+        own = raw_event("ses_fork", 31, chain, ev.MessageStarted(), tree_pos=1)
         assert await log.import_events([*far, own]) == "ses_fork"
         assert await read_all(log, "ses_fork") == [*far, own]
         await check_folded(log, "ses_fork")
@@ -876,7 +695,7 @@ class LogSuite:
 
     async def test_an_erased_body_still_imports(self, log: Log) -> None:
         events = self._foreign("ses_far", 20)
-        erased = _with_body(events[10], '{"redacted":{"at":1,"by":"me","reason":"a key"}}')
+        erased = with_body(events[10], '{"redacted":{"at":1,"by":"me","reason":"a key"}}')
         await log.import_events([*events[:10], erased, *events[11:]])
         stored = await read_all(log, "ses_far")
         assert isinstance(stored[10].body, ev.UnknownBody)
@@ -995,54 +814,6 @@ class LogSuite:
                 body = ev.UnknownBody(kind="later.kind", raw={"pi": 3.5, "é": [1, None]})
             elif seq % 11 == 0:
                 body = asked("").body
-            events.append(_raw_event(session_id, seq, prev, body, item_id=f"ap_{seq % 10}"))
+            events.append(raw_event(session_id, seq, prev, body, item_id=f"ap_{seq % 10}"))
             prev = events[-1].hash
         return events
-
-
-def _too_large_a_number() -> Draft:
-    body = ev.UsageReported(call_id="call_1", source="gateway", scope="call", input_tokens=2**60)
-    return Draft(body)
-
-
-def _raw_event(
-    session_id: str,
-    seq: int,
-    prev_hash: str,
-    body: ev.Body,
-    *,
-    tree_pos: int | None = None,
-    item_id: str | None = None,
-) -> Event:
-    """An event as another program would have stored it."""
-    text = ev.canonical(ev.encode_body(body))
-    kind = body.kind if isinstance(body, ev.UnknownBody) else body.KIND
-    event = Event(
-        v=1,
-        id=f"evt_{session_id}_{seq}",
-        session_id=session_id,
-        seq=seq,
-        root_id=session_id,
-        tree_pos=seq if tree_pos is None else tree_pos,
-        at=1_700_000_000_000 + seq,
-        observed_at=1_700_000_000_000,
-        turn_id=None,
-        item_id=item_id,
-        parent_item_id=None,
-        actor=ev.SYSTEM,
-        cause=None,
-        run=None,
-        producer="session",
-        producer_seq=seq,
-        epoch=None,
-        kind=kind,
-        body_text=text,
-        body_sha256=ev.sha256(text),
-        hash="",
-    )
-    return replace(event, hash=ev.chain(prev_hash, event.envelope()))
-
-
-def _with_body(event: Event, body_text: str) -> Event:
-    """The event with its body exchanged after the fact."""
-    return replace(event, body_text=body_text, typed=[], wire=[])
