@@ -31,6 +31,10 @@ HEAVY = {
     "rfc8785",
     "dataclasses",
     "subprocess",
+    "cel",
+    "tree_sitter",
+    "tree_sitter_bash",
+    "genai_prices",
 }
 """What no daily command may import: each costs more than the command itself."""
 
@@ -66,8 +70,12 @@ def imported_by(*words: str, home: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["ls", "send", "approve", "logs", "show", "attach", "run", "wait", "stop", "inbox"]
-)
+    "name",
+    [
+        "ls", "send", "approve", "logs", "show", "attach", "run", "wait", "stop", "inbox", "policy", "budget",
+        "grants", "revoke", "usage", "audit", "resume",
+    ],
+)  # fmt: skip
 def test_daily_commands_import_the_standard_library_only(name: str, tmp_path: Path) -> None:
     assert not imported_by(name, "--help", home=tmp_path) & HEAVY
 
@@ -133,6 +141,23 @@ def test_every_error_exits_with_a_code_of_the_table() -> None:
             "no option --verzion\nhint: Did you mean --version?",
         ),
         (["config"], 2, "omnigent config wants a verb: path, show"),
+        (["policy"], 2, "omnigent policy wants a verb: ls, add, rm, check, test, explain, replay"),
+        (["policy", "tets"], 2, "Did you mean test?"),
+        (["policy", "add", "f", "--scope", "projct"], 2, "Did you mean project?"),
+        (["policy", "test", "f"], 2, "--events"),
+        (["audit"], 2, "omnigent audit wants a verb: verify, export"),
+        (["usage", "--by", "modle"], 2, "Did you mean model?"),
+        (["usage", "--since", "yesterday"], 2, "--since takes a time like 30m, 2h or 1d, not 'yesterday'"),
+        (["usage", "--since", "2026-13-01"], 2, "a day like 2026-11-01, not '2026-13-01'"),
+        (["budget", "a", "b", "c"], 2, "Give one session and one amount"),
+        (["budget", "@last", "lots"], 2, "US dollars like 3 or 2.50, not 'lots'"),
+        (["approve", "--until", "2h"], 2, "Add --session, or --pattern P."),
+        (["approve", "--session", "--pattern", "x"], 2, "not allowed with"),
+        (["approve", "--session", "--until", "soon"], 2, "--until takes a time like 30m"),
+        (["approve", "--edit", " "], 2, "To refuse it: omnigent deny ID -m 'why'"),
+        (["policy", "add", "nowhere.yaml"], 2, "The policy file nowhere.yaml can't be read"),
+        (["policy", "test", "nowhere.yaml", "--events", "x"], 2, "nowhere.yaml can't be read"),
+        (["revoke"], 2, "omnigent revoke --help"),
         (["devices"], 2, "omnigent devices wants a verb: ls, revoke"),
         (["harness"], 2, "omnigent harness wants a verb: ls, install, doctor"),
         (["server"], 2, "omnigent server wants a verb: start, stop, status, logs"),
