@@ -18,6 +18,9 @@ from omnigent.policies.contract import Facts
 FileAction = FileRead | FileWrite
 
 _WILD = re.compile(r"[*?\[{]")
+_WILDS = re.compile(r"[*?]|\[[^\]]*\]")
+_ANY_NAME = re.compile(r"\*(\.\w+)?")
+"""Names nothing, or an extension at most."""
 
 CACHES = ("/.cargo/", "/.rustup/", "/.m2/", "/.cache/", "/.gradle/", "/.npm/", "/go/pkg/", "/site-packages/")
 """Of packages, below a home directory: what lies there was published."""
@@ -42,9 +45,14 @@ type Test = Callable[[Pattern, str, str, FileAction], bool]
 
 
 class Paths:
-    """A list of patterns, ready to match. Whose home `~` is, is settled when it is made."""
+    """A list of patterns, ready to match. Whose home `~` is, is settled when it is made.
 
-    def __init__(self, patterns: Iterable[str]) -> None:
+    With `hinted`, a shell's pattern has to hint at a name to touch it: `*.pe?` does at `*.pem`, while `*` and
+    `*.py` hint at nothing that doesn't end so. Without, any that could match touches.
+    """
+
+    def __init__(self, patterns: Iterable[str], *, hinted: bool = False) -> None:
+        self._hinted = hinted
         self._home = str(Path.home())
         self._patterns = tuple(_read(text) for text in patterns)
 
@@ -88,7 +96,7 @@ class Paths:
             if pattern.floating:
                 return not action.in_workspace and self._is_home(name)
             return meet(glob, f"{name.rstrip('/')}/**")
-        return action.glob and meet(glob, name)
+        return action.glob and meet(glob, name, hinted=self._hinted)
 
     def _is_home(self, name: str) -> bool:
         below = f"{name.rstrip('/')}/"
@@ -97,12 +105,14 @@ class Paths:
         return below.startswith(f"{self._home}/") and not any(cache in below for cache in CACHES)
 
 
-def meet(rule: str, shell: str) -> bool:
+def meet(rule: str, shell: str, *, hinted: bool = False) -> bool:
     """Whether some path matches both a rule's pattern and a shell's."""
     if globs.FOLDED:
         rule, shell = rule.casefold(), shell.casefold()
     return any(
-        _meet(_split(mine), _split(theirs)) for mine in globs.expand(rule) for theirs in globs.expand(shell)
+        _meet(_split(mine), _split(theirs), hinted)
+        for mine in globs.expand(rule)
+        for theirs in globs.expand(shell)
     )
 
 
@@ -131,21 +141,31 @@ def _split(path: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _meet(rule: tuple[str, ...], shell: tuple[str, ...]) -> bool:
+def _meet(rule: tuple[str, ...], shell: tuple[str, ...], hinted: bool) -> bool:
     if not rule or not shell:
         return all(part == "**" for part in rule or shell)
     if rule[0] == "**":
-        return _meet(rule[1:], shell) or _meet(rule, shell[1:])
+        return _meet(rule[1:], shell, hinted) or _meet(rule, shell[1:], hinted)
     if shell[0] == "**":
-        return _meet(rule, shell[1:]) or _meet(rule[1:], shell)
-    return _parts_meet(rule[0], shell[0]) and _meet(rule[1:], shell[1:])
+        hidden = hinted and rule[0].startswith(".")
+        return _meet(rule, shell[1:], hinted) or (not hidden and _meet(rule[1:], shell, hinted))
+    return _parts_meet(rule[0], shell[0], hinted) and _meet(rule[1:], shell[1:], hinted)
 
 
-def _parts_meet(rule: str, shell: str) -> bool:
+def _parts_meet(rule: str, shell: str, hinted: bool) -> bool:
     # A shell's wildcard doesn't match a leading dot, so that `*` isn't every hidden file too.
     if rule.startswith(".") and _WILD.match(shell):
         return False
+    if hinted and shell.startswith("*") and not _hints(rule, shell):
+        return False
     return _texts_meet(_classless(rule), _classless(shell))
+
+
+def _hints(rule: str, shell: str) -> bool:
+    if _ANY_NAME.fullmatch(shell):
+        return rule == shell != "*"
+    known = rule.replace("*", "")
+    return any(len(chunk) > 1 and chunk in known for chunk in _WILDS.split(shell))
 
 
 def _classless(part: str) -> str:

@@ -50,8 +50,8 @@ class Reach(Builtin[ReachParams]):
         super().__init__(params)
         self._paths = PathLists(params.paths)
         self._read, self._write = PathLists(params.read), PathLists(params.write)
-        self._secrets, self._no_secrets = Paths(SECRETS), Paths(NO_SECRETS)
-        self._runs_later = Paths(RUNS_LATER)
+        self._secrets, self._no_secrets = Paths(SECRETS, hinted=True), Paths(NO_SECRETS)
+        self._runs_later = Paths(RUNS_LATER, hinted=True)
 
     def decide(self, action: Action, facts: Facts) -> Opinion | None:
         match action:
