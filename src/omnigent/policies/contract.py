@@ -101,6 +101,8 @@ class Opinion:
     command: str | None = None
     model: str | None = None
     caps: tuple[Cap, ...] = ()
+    strip: tuple[str, ...] = ()
+    """With `allow` of a model call: hosted tools to cut out."""
 
 
 class Facts(Protocol):

@@ -49,7 +49,7 @@ SAMPLES: dict[str, Action] = {
 
 
 def parse(text: str, where: str, scope: PolicyScope) -> tuple[PolicyEntry, ...]:
-    """The rules of a document. `where` names it in errors. Raises `PolicyInvalid` with `line` and `column`."""
+    """The rules of a document; `where` names it in errors. `PolicyInvalid` has `line` and `column`."""
     document = _Document(text, where)
     raw = document.value
     if raw is None:

@@ -11,6 +11,7 @@ from omnigent.actions import Action, Exec
 from omnigent.errors import OmnigentError, PolicyInvalid
 from omnigent.events import JSON, PolicyEntry, PolicyScope, canonical, sha256
 from omnigent.policies.builtins import BUILTINS
+from omnigent.policies.builtins._base import Builtin
 from omnigent.policies.contract import Policy
 from omnigent.policies.rules import Rule, Wrong, nearest, read_rule
 from omnigent.policies.written import Watch, Written
@@ -52,7 +53,12 @@ def make(rule: Rule) -> Policy:
         named = str(error.facts.get("parameter", ""))
         path = ("with", *(int(part) if part.isdigit() else part for part in named.split(".") if part))
         raise Wrong(path, error.detail, error.hint) from error
-    return Adjusted(made, rule) if rule.who or rule.expires or rule.reason else made
+    if not (rule.who or rule.expires or rule.reason):
+        return made
+    if isinstance(made, Written):
+        made.rule = replace(made.rule, who=rule.who, expires=rule.expires, reason=rule.reason)
+        return made
+    return Adjusted(made, rule)
 
 
 def _written(rule: Rule) -> Policy:
@@ -91,13 +97,13 @@ class Adjusted:
     def __init__(self, policy: Policy, rule: Rule) -> None:
         self.id = policy.id
         self.types = policy.types
-        self._policy = policy
+        self.policy = policy
         self._rule = rule
         self.empty = policy.empty
         self.observe = policy.observe
 
     def decide(self, action: Action, facts: Any) -> Any:
-        said = self._policy.decide(action, facts)
+        said = self.policy.decide(action, facts)
         if said is None:
             return None
         rule = self._rule
@@ -129,9 +135,7 @@ class RuleSet:
     def __init__(self, entries: Sequence[PolicyEntry]) -> None:
         self.loaded = tuple(_loaded(entry) for entry in entries)
         self.watches = _watches(self.loaded)
-        self.remembering = tuple(
-            each for each in self.loaded if each.policy is not None and not isinstance(each.policy, Written)
-        )
+        self.remembering = tuple(each for each in self.loaded if _remembers(each.policy))
         self._by_type: dict[tuple[str, str], tuple[Loaded, ...]] = {}
 
     def of(self, action: Action) -> tuple[Loaded, ...]:
@@ -146,6 +150,13 @@ class RuleSet:
 
 
 _PROGRAMS_KEPT = 4096
+
+
+def _remembers(policy: Policy | None) -> bool:
+    if policy is None or isinstance(policy, Written):
+        return False
+    inner = policy.policy if isinstance(policy, Adjusted) else policy
+    return not (isinstance(inner, Builtin) and type(inner).observe is Builtin.observe)  # pyright: ignore
 
 
 def _may_speak(loaded: Loaded, action: Action) -> bool:

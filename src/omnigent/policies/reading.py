@@ -2,7 +2,7 @@
 
 import shlex
 
-from omnigent.actions import Exec
+from omnigent.actions import Action, Exec, Parsed
 
 
 def understand(text: str) -> list[Exec]:
@@ -18,3 +18,8 @@ def understand(text: str) -> list[Exec]:
     return [
         Exec(command=text, argv=tuple(words), program=words[0], words=plain, flags=tuple(flags), sole=True)
     ]
+
+
+def read(text: str, cwd: str, workspace: str) -> tuple[tuple[Action, ...], Parsed]:
+    """The actions of a command that is to run there."""
+    return tuple(understand(text)), "full"

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, cast
 
 from omnigent.actions import Action, Exec, Model
 from omnigent.events import JSON, Event
-from omnigent.policies.compiling import Matcher, Subject, key_of, match
+from omnigent.policies.compiling import Matcher, NoAnswer, Subject, key_of, match
 from omnigent.policies.contract import Cap, Facts, Opinion, Spend
 from omnigent.policies.rules import Alternative, Limit, Rule
 
@@ -89,6 +89,12 @@ class Written:
         terms += [self.rule.condition] if self.rule.condition else []
         return " && ".join(f"({term})" for term in terms) or "true"
 
+    @property
+    def reads_spend(self) -> bool:
+        """Whether it looks at the spending of a tool call."""
+        limits = bool(self.rule.limits) and self.matcher is not None
+        return limits or "spend_usd" in self.rule.condition or "state.tokens" in self.rule.condition
+
     def empty(self) -> Any:
         return {}
 
@@ -169,6 +175,8 @@ class Written:
         spent = seen.setting.spend.get(self.rule.scope)
         if not isinstance(action, Model):
             # Where the gateway meters, money is stopped there, and a tool call is told no spending.
+            if spent is None and self.matcher is not None:
+                raise NoAnswer("asks for spending that isn't told of a tool call")
             if spent is None or self.rule.downgrade:
                 return None
             return self._reached(limit, spent) if _total(limit, spent) >= _most(limit) else None

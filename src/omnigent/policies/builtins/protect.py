@@ -10,6 +10,7 @@ import os.path
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from omnigent.actions import Action, Exec, FileRead, FileWrite, Mcp, Net
@@ -31,7 +32,7 @@ class Protect:
     """Denies; has no parameters and no memory."""
 
     id = "builtin.protect"
-    types = frozenset({"exec", "file.read", "file.write", "net", "mcp"})
+    types: frozenset[str] | None = frozenset({"exec", "file.read", "file.write", "net", "mcp"})
 
     def empty(self) -> Any:
         return {}
@@ -98,7 +99,7 @@ def _text(text: str, cwd: str, setting: Setting) -> str | None:
     )
     for word in words:
         if ("/" in word or word.startswith(".")) and cwd and not word.startswith("/"):
-            path = os.path.normpath(os.path.join(cwd, word))
+            path = os.path.normpath(f"{cwd}/{word}")
         elif "/./" in word or "//" in word or "/../" in word:
             path = os.path.normpath(word)
         else:
@@ -111,7 +112,7 @@ def _text(text: str, cwd: str, setting: Setting) -> str | None:
 
 def _expand(text: str) -> str:
     """With the spellings of the person's home replaced by it."""
-    home = os.path.expanduser("~")
+    home = str(Path.home())
     return re.sub(r"\$\{?HOME\}?(?=/|\b|$)|(?<![\w/.])~(?=/|$)", lambda _: home, text)
 
 

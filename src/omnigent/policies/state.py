@@ -1,0 +1,538 @@
+"""What policies remember: the fold of a session tree's events, in `tree_pos` order.
+
+Kept small and independent of the log's length: per session its policies, the calls that are open, per watched
+matcher when it last happened, per built-in its own memory, and the distinct commands so far (for rules that
+come later). A dump is JSON; loading it and folding on gives the same as never having dumped.
+
+**Happened** means allowed and not known to have failed. A call counts from its `tool.requested` on, unless
+it was denied, or is held: then from the moment it is allowed. Known to have failed is one that was a single
+simple command in the foreground and ended with an error and an exit code; then it never happened, for
+`after`. For `count` and `rate` it happened all the same.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+from omnigent.actions import Action, Exec, Mcp, Model, Net, Spawn, Unknown
+from omnigent.events import (
+    JSON,
+    ApprovalDetached,
+    ApprovalRequested,
+    ApprovalResolved,
+    Event,
+    PolicyChanged,
+    PolicyDecided,
+    PolicyEntry,
+    SessionCreated,
+    SessionForked,
+    ToolCompleted,
+    ToolRequested,
+    ToolStarted,
+    UsageReserved,
+    canonical,
+)
+from omnigent.policies.compiling import Subject
+from omnigent.policies.contract import Policy
+from omnigent.policies.language import defaults
+from omnigent.policies.loading import RuleSet, entry_key
+from omnigent.policies.reading import understand
+from omnigent.policies.written import Watch
+
+VERSION = 1
+MOST_PAST = 300
+"""Distinct commands, hosts and MCP tools kept for rules that come later; the least recent are forgotten."""
+MOST_OPEN = 1000
+"""Calls of a tree that may be open; beyond, the oldest counts as happened."""
+PAST_WORDS = 4
+PAST_LETTERS = 80
+"""How much of a command is kept: that many words, each no longer than this."""
+
+_TURN_ENDS = frozenset({"turn.completed", "turn.failed", "turn.interrupted"})
+_FOLLOWED = frozenset(
+    {
+        "session.created", "session.forked", "policy.changed", "tool.requested", "tool.started",
+        "tool.completed", "policy.decided", "approval.requested", "approval.resolved", "approval.detached",
+        "turn.started", "usage.reserved", *_TURN_ENDS,
+    }
+)  # fmt: skip
+
+
+class TreeState:
+    """`data` is what is dumped; the rest is made of it."""
+
+    def __init__(self, data: JSON) -> None:
+        self.data = data
+        self._sets: dict[tuple[str, ...], RuleSet] = {}
+        self._all: RuleSet | None = None
+
+    @property
+    def pos(self) -> int:
+        """`tree_pos` of the last event folded."""
+        return self.data["pos"]
+
+    def dump(self) -> JSON:
+        """The live data: write it down before the next fold."""
+        return self.data
+
+    # Policies in effect.
+
+    def effective(self, session_id: str) -> tuple[PolicyEntry, ...]:
+        return tuple(self._entry(key) for key in self._keys(session_id))
+
+    def rules(self, session_id: str) -> RuleSet:
+        return self._set(self._keys(session_id))
+
+    def everyone(self) -> RuleSet:
+        """The rules of all sessions of the tree: all of them remember."""
+        if self._all is None:
+            found = dict.fromkeys(
+                key for session_id in self.data["sessions"] for key in self._keys(session_id)
+            )
+            self._all = self._set(tuple(found) or tuple(_defaults()))
+        return self._all
+
+    def changed(self) -> None:
+        """Policies or sessions changed."""
+        self._all = None
+
+    def _keys(self, session_id: str) -> tuple[str, ...]:
+        """A session's own, and those of the sessions above it: a child can only tighten."""
+        found: dict[str, None] = {}
+        seen: set[str] = set()
+        at: str | None = session_id
+        while at is not None and at not in seen:
+            seen.add(at)
+            row = self.data["sessions"].get(at)
+            own = None if row is None else row["policies"]
+            at = None if row is None else row["parent"]
+            if own is not None:
+                found |= dict.fromkeys(own)
+            elif at is None:
+                found |= dict.fromkeys(_defaults())
+        return tuple(found)
+
+    def _set(self, keys: tuple[str, ...]) -> RuleSet:
+        made = self._sets.get(keys)
+        if made is None:
+            made = self._sets[keys] = _rule_set(keys, tuple(self._entry(key) for key in keys))
+        return made
+
+    def _entry(self, key: str) -> PolicyEntry:
+        row = self.data["entries"].get(key)
+        if row is None:
+            return _defaults()[key]
+        return PolicyEntry(name=row[0], scope=row[1], content=row[2])
+
+    # What policies may read.
+
+    def workspace(self, session_id: str) -> str:
+        row = self.data["sessions"].get(session_id)
+        return row["workspace"] if row else ""
+
+    def turn(self, session_id: str) -> int:
+        """Where the session's turn began, in `tree_pos`."""
+        row = self.data["sessions"].get(session_id)
+        return row["turn"] if row else 0
+
+    def memory(self, key: str) -> Any:
+        return self.data["memory"].get(key)
+
+    def tree(self, session_id: str, *, before: int | None = None, but: str = "") -> JSON:
+        """`before` and `but`: without calls that were requested later, and without this one."""
+        sessions = self.data["sessions"]
+        row = sessions.get(session_id)
+        open_ = [call["spawns"] for call in self._open(before, but) if call["spawns"]]
+        return {
+            "sessions": len(sessions),
+            "depth": row["depth"] if row else 0,
+            "running": sum(open_),
+            "spawned": self.data["spawned"] + sum(open_),
+        }
+
+    def occurrences(self, watch: Watch, *, before: int | None, but: str) -> tuple[int, list[tuple[int, int]]]:
+        """How often it happened, and the last times of it as (`tree_pos`, at)."""
+        row = self.data["watched"].get(watch.key)
+        recent = [(pos, at) for pos, at in row["recent"]] if row else []
+        late = sum(1 for pos, _ in recent if before is not None and pos >= before)
+        total = (row["n"] if row else 0) - late
+        found = [each for each in recent if before is None or each[0] < before]
+        for call in self._open(before, but):
+            times = call["hits"].get(watch.key, 0)
+            total += times
+            found += [(call["pos"], call["at"])] * times
+        return total, found
+
+    def _open(self, before: int | None, but: str) -> Iterator[JSON]:
+        for item_id, call in self.data["calls"].items():
+            if call["ok"] and item_id != but and (before is None or call["pos"] < before):
+                yield call
+
+
+_SETS: dict[tuple[str, ...], RuleSet] = {}
+_SETS_KEPT = 256
+
+
+def _rule_set(keys: tuple[str, ...], entries: Sequence[PolicyEntry]) -> RuleSet:
+    """Shared by all trees: a key names a content, and making a set loads fifty rules."""
+    made = _SETS.pop(keys, None) or RuleSet(entries)
+    _SETS[keys] = made
+    if len(_SETS) > _SETS_KEPT:
+        _SETS.pop(next(iter(_SETS)))
+    return made
+
+
+def _defaults() -> dict[str, PolicyEntry]:
+    return {entry_key(entry): entry for entry in defaults()}
+
+
+class TreeProjector:
+    version = VERSION
+
+    def empty(self) -> TreeState:
+        return TreeState(
+            {
+                "pos": 0,
+                "sessions": {},
+                "entries": {},
+                "calls": {},
+                "approvals": {},
+                "watched": {},
+                "memory": {},
+                "past": {},
+                "spawned": 0,
+            }
+        )
+
+    def load(self, data: Any) -> TreeState:
+        return TreeState(data)
+
+    def fold(self, state: TreeState, event: Event) -> None:
+        state.data["pos"] = event.tree_pos
+        if event.kind in _FOLLOWED:
+            _follow(state, event)
+        if remembering := state.everyone().remembering:
+            tree = state.tree(event.session_id)
+            for loaded in remembering:
+                _observe(state, loaded.memory, cast(Policy, loaded.policy), event, tree)
+
+
+def _observe(state: TreeState, key: str, policy: Policy, event: Event, tree: JSON) -> None:
+    memory = state.data["memory"]
+    held = memory.get(key)
+    if is_broken(held):
+        return
+    try:
+        memory[key] = policy.observe(policy.empty() if held is None else held, event, tree)
+    except Exception as error:  # noqa: BLE001  the log must not stop at a policy that breaks; it is in doubt now
+        memory[key] = {"broken": type(error).__name__}
+
+
+def is_broken(memory: Any) -> bool:
+    """Whether a policy broke while it observed: what it knows can't be told any more."""
+    return isinstance(memory, dict) and "broken" in memory
+
+
+def _follow(state: TreeState, event: Event) -> None:
+    body = event.body
+    match body:
+        case SessionCreated():
+            _join(state, event.session_id, body.parent_id, body.workspace)
+        case SessionForked():
+            _fork(state, event.session_id, body)
+        case PolicyChanged():
+            _change(state, event.session_id, body.policies)
+        case ToolRequested():
+            _request(state, event, body)
+        case PolicyDecided() if event.item_id:
+            _decided(state, event.item_id, body.verdict)
+        case ApprovalRequested() if event.item_id:
+            state.data["approvals"][event.item_id] = body.call_id
+            _decided(state, body.call_id, "ask")
+        case ApprovalResolved() if event.item_id:
+            _resolve(state, event.item_id, body)
+        case ApprovalDetached() if event.item_id:
+            # The agent is gone: this call never runs, whatever is answered.
+            _forget(state, state.data["approvals"].pop(event.item_id, ""))
+        case ToolStarted() if event.item_id:
+            _decided(state, event.item_id, "allow")
+        case ToolCompleted() if event.item_id:
+            _complete(state, event.item_id, body)
+        case UsageReserved():
+            _model_call(state, event, body)
+        case _:
+            _turn(state, event)
+
+
+# ── Sessions and their policies ─────────────────────────────────────────────────────────────────────────
+
+
+def _join(state: TreeState, session_id: str, parent_id: str | None, workspace: str) -> None:
+    sessions = state.data["sessions"]
+    above = sessions.get(parent_id)
+    sessions[session_id] = {
+        "parent": parent_id if above else None,
+        "depth": above["depth"] + 1 if above else 0,
+        "workspace": workspace,
+        "policies": None,
+        "turn": 0,
+    }
+    if above:
+        state.data["spawned"] += 1
+    _renew(state)
+
+
+def _fork(state: TreeState, session_id: str, body: SessionForked) -> None:
+    """The state is its parent's, as of the cut: its policies and what they remember stay, open calls end. Its
+    own events are numbered anew, so that all that is remembered lies before them."""
+    data = state.data
+    kept = state.effective(body.parent_id) if body.parent_id in data["sessions"] else None
+    for item_id in list(data["calls"]):
+        _settle(state, item_id)
+    data["approvals"].clear()
+    data["sessions"] = {}
+    for row in data["watched"].values():
+        row["recent"] = [[0, at] for _, at in row["recent"]]
+    for row in data["past"].values():
+        row["first"] = row["last"] = 0
+    _join(state, session_id, None, body.workspace)
+    if kept is not None:
+        _change(state, session_id, kept)
+
+
+def _change(state: TreeState, session_id: str, policies: Iterable[PolicyEntry]) -> None:
+    data = state.data
+    if session_id not in data["sessions"]:
+        _join(state, session_id, None, "")
+    keys: list[str] = []
+    for entry in policies:
+        key = entry_key(entry)
+        data["entries"][key] = [entry.name, entry.scope, entry.content]
+        keys.append(key)
+    data["sessions"][session_id]["policies"] = keys
+    used = {key for row in data["sessions"].values() for key in row["policies"] or ()}
+    data["entries"] = {key: row for key, row in data["entries"].items() if key in used}
+    _renew(state)
+
+
+def _renew(state: TreeState) -> None:
+    """Rules came or went: who came learns what is known of the past, what nobody needs is dropped."""
+    state.changed()
+    data = state.data
+    rules = state.everyone()
+    data["watched"] = {
+        key: data["watched"].get(key) or _learn(state, watch) for key, watch in rules.watches.items()
+    }
+    memories = {each.memory for each in rules.remembering}
+    data["memory"] = {key: value for key, value in data["memory"].items() if key in memories}
+
+
+def _learn(state: TreeState, watch: Watch) -> JSON:
+    """What a rule would remember if it had been there before, as far as the distinct commands tell."""
+    row: JSON = {"n": 0, "recent": []}
+    for fact in state.data["past"].values():
+        if watch.sees(Subject(_known(fact["action"]), "", fact["at"])):
+            _remember(row, watch, fact["last"], fact["at"], 1)
+    row["recent"].sort()
+    for call in state.data["calls"].values():
+        hits = sum(1 for action in call["acts"] if watch.sees(Subject(_known(action), "", call["at"])))
+        if hits:
+            call["hits"][watch.key] = hits
+    return row
+
+
+# ── Calls ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _request(state: TreeState, event: Event, body: ToolRequested) -> None:
+    if event.item_id is None:
+        return
+    call: JSON = {
+        "session": event.session_id,
+        "pos": event.tree_pos,
+        "at": event.at,
+        "ok": True,
+        "background": body.background,
+        "spawns": sum(isinstance(action, Spawn) for action in body.actions),
+    }
+    _put(state, event.item_id, call, body.actions)
+
+
+def _is_sole(actions: Sequence[Action]) -> bool:
+    """Whether the call's exit code is that of its one command (whose files stand beside it)."""
+    commands = [action for action in actions if isinstance(action, Exec)]
+    return len(commands) == 1 and commands[0].sole and not commands[0].background
+
+
+def _put(state: TreeState, item_id: str, call: JSON, actions: Sequence[Action]) -> None:
+    workspace = state.workspace(call["session"])
+    call["acts"] = [kept for action in actions if (kept := _kept(action)) is not None]
+    call["sole"] = not call["background"] and _is_sole(actions)
+    call["hits"] = {}
+    watches = state.everyone().watches.values()
+    for action in actions:
+        subject = Subject(action, workspace, call["at"])
+        for watch in watches:
+            if watch.sees(subject):
+                call["hits"][watch.key] = call["hits"].get(watch.key, 0) + 1
+    calls: dict[str, JSON] = state.data["calls"]
+    calls[item_id] = call
+    if len(calls) > MOST_OPEN:
+        _settle(state, min(calls, key=lambda each: calls[each]["pos"]))
+
+
+def _decided(state: TreeState, item_id: str, verdict: str) -> None:
+    call = state.data["calls"].get(item_id)
+    if call is None:
+        return
+    if verdict == "deny":
+        _forget(state, item_id)
+    else:
+        call["ok"] = verdict == "allow"
+
+
+def _resolve(state: TreeState, approval_id: str, body: ApprovalResolved) -> None:
+    item_id = cast(str, state.data["approvals"].pop(approval_id, ""))
+    call = cast(JSON | None, state.data["calls"].get(item_id))
+    if call is None:
+        return
+    if body.outcome != "allowed":
+        # A cancelled one may be decided anew (a pause that ended): it stays held until then.
+        if body.outcome != "cancelled" or body.cancelled_by != "superseded":
+            _forget(state, item_id)
+        return
+    call["ok"] = True
+    if body.edited is not None:
+        actions = understand(body.edited)
+        _put(state, item_id, call, actions)
+
+
+def _complete(state: TreeState, item_id: str, body: ToolCompleted) -> None:
+    call = state.data["calls"].get(item_id)
+    if call is None:
+        return
+    if body.outcome == "ok":
+        call["ok"] = True
+    failed = body.outcome == "error" and bool(body.exit_code) and call["sole"]
+    if body.outcome == "denied":
+        _forget(state, item_id)
+    else:
+        _settle(state, item_id, failed=failed)
+
+
+def _turn(state: TreeState, event: Event) -> None:
+    if event.kind in _TURN_ENDS:
+        calls = state.data["calls"]
+        for item_id in [each for each, call in calls.items() if call["session"] == event.session_id]:
+            _settle(state, item_id)
+    elif event.kind == "turn.started":
+        row = state.data["sessions"].get(event.session_id)
+        if row is not None:
+            row["turn"] = event.tree_pos
+
+
+def _forget(state: TreeState, item_id: str) -> None:
+    """It never ran."""
+    state.data["calls"].pop(item_id, None)
+    _unlink(state, item_id)
+
+
+def _unlink(state: TreeState, item_id: str) -> None:
+    approvals = state.data["approvals"]
+    for approval_id in [each for each, call_id in approvals.items() if call_id == item_id]:
+        del approvals[approval_id]
+
+
+def _settle(state: TreeState, item_id: str, *, failed: bool = False) -> None:
+    """It is over: what is still held never ran; anything else happened, unless it is known to have failed."""
+    call = state.data["calls"].pop(item_id)
+    _unlink(state, item_id)
+    if not call["ok"]:
+        return
+    state.data["spawned"] += call["spawns"]
+    watches = state.everyone().watches
+    for key, times in call["hits"].items():
+        watch = watches.get(key)
+        if watch is not None and (watch.failed_too or not failed):
+            _remember(_row(state, key), watch, call["pos"], call["at"], times)
+    if not failed:
+        for action in call["acts"]:
+            _note_past(state, action, call["pos"], call["at"])
+
+
+def _row(state: TreeState, key: str) -> JSON:
+    # A newer program's defaults may watch what this state was never told to.
+    return cast(JSON, state.data["watched"].setdefault(key, {"n": 0, "recent": []}))
+
+
+def _remember(row: JSON, watch: Watch, pos: int, at: int, times: int) -> None:
+    row["n"] += times
+    recent: list[list[int]] = row["recent"]
+    recent += [[pos, at]] * times
+    if len(recent) > 1 and recent[-1] < recent[-times - 1 if times < len(recent) else 0]:
+        recent.sort()
+    del recent[: -watch.keeps]
+
+
+def _model_call(state: TreeState, event: Event, body: UsageReserved) -> None:
+    watches = state.everyone().watches
+    if not watches:
+        return
+    action = Model(wire="", provider=body.provider, model=body.model, input_tokens=body.input_tokens)
+    subject = Subject(action, "", event.at)
+    for key, watch in watches.items():
+        if watch.sees(subject):
+            _remember(_row(state, key), watch, event.tree_pos, event.at, 1)
+
+
+# ── The past, in short ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _kept(action: Action) -> JSON | None:
+    """What is kept of an action for rules that come later; files and notes aren't."""
+    match action:
+        case Exec(program=program) if program:
+            words = [word[:PAST_LETTERS] for word in action.words[:PAST_WORDS]]
+            flags = [flag for flag in action.flags if len(flag) <= PAST_LETTERS][:16]
+            return {"type": "exec", "program": program[:PAST_LETTERS], "words": words, "flags": flags}
+        case Net():
+            return {"type": "net", "host": action.host, "method": action.method}
+        case Mcp():
+            return {"type": "mcp", "server": action.server, "tool": action.tool}
+        case Spawn() | Unknown():
+            return {"type": action.type, "tool": getattr(action, "tool", "")}
+        case _:
+            return None
+
+
+def _known(kept: JSON) -> Action:
+    match kept["type"]:
+        case "exec":
+            return Exec(
+                command="", program=kept["program"], words=tuple(kept["words"]), flags=tuple(kept["flags"])
+            )
+        case "net":
+            return Net(url="", host=kept["host"], method=kept["method"])
+        case "mcp":
+            return Mcp(server=kept["server"], tool=kept["tool"])
+        case "spawn":
+            return Spawn()
+        case _:
+            return Unknown(tool=kept["tool"])
+
+
+def _note_past(state: TreeState, action: JSON, pos: int, at: int) -> None:
+    past: dict[str, JSON] = state.data["past"]
+    key = canonical(action)
+    row = past.get(key)
+    if row is None:
+        past[key] = {"action": action, "first": pos, "last": pos, "at": at}
+    else:
+        row |= {"first": min(row["first"], pos), "last": max(row["last"], pos), "at": max(row["at"], at)}
+    if len(past) > MOST_PAST:
+        del past[min(past, key=lambda each: (past[each]["last"], each))]
+
+
+def copy(state: TreeState) -> TreeState:
+    """A state of its own."""
+    return TreeState(cast(JSON, json.loads(json.dumps(state.data))))
