@@ -1,7 +1,7 @@
 """Control in a real browser: approvals, money, pauses, grants. The page, the server and the log are real.
 
-No agent runs here: what one would have led to is appended as events, and what the page then sends is looked at
-on its way. `test_page.py` has the same page before a real agent.
+No agent runs here: what one would have led to is appended as events, and what the page then sends is looked
+at on its way. `test_page.py` has the same page before a real agent.
 """
 
 import asyncio
@@ -190,6 +190,7 @@ def test_a_pattern_is_shown_and_may_be_changed(page: Page, hall: Hall, sent: lis
     page.get_by_label("Suggested patterns").select_option("exec: git push")
     expect(text).to_have_value("exec: git push")
     text.fill("exec: git push origin *")
+    expect(page.get_by_label("How long")).to_have_value("")
     page.get_by_label("How long").select_option("for 8 hours")
     fits(page)
     page.get_by_role("button", name="Allow pattern").click()
@@ -370,12 +371,15 @@ def test_a_budget_shows_what_is_spent_and_what_is_unknown(page: Page, hall: Hall
     priced = usage.model_copy(update={"call_id": "call_2", "cost_nanousd": 1_500_000_000, "basis": "table"})
     hall.add(session_id, Draft(priced))
     expect(spent).to_contain_text("≥ $1.50 of $3.00")
+    nearly = usage.model_copy(update={"call_id": "call_3", "cost_nanousd": 1_498_300_000, "basis": "table"})
     width = "document.querySelector('#facts .meter i').getBoundingClientRect().width"
     whole = "document.querySelector('#facts .meter').getBoundingClientRect().width"
     assert page.evaluate(f"Math.round(100 * {width} / {whole})") == 50
     fits(page)
+    hall.add(session_id, Draft(nearly))
+    expect(spent).to_contain_text("≥ $2.9983 of $3.00")
     page.get_by_role("button", name="Lift the cap").click()
-    expect(spent).to_have_text("≥ $1.50 spent")
+    expect(spent).to_have_text("≥ $3.00 spent")
     assert _said(sent) == [
         {"type": "set_budget", "cap_usd": 3},
         {"type": "set_budget", "cap_usd": None},

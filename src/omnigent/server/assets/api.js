@@ -137,7 +137,8 @@ export function ago(at) {
   return `${Math.floor(seconds / 86400)} d ago`;
 }
 
-export const usd = (amount) => `$${amount.toFixed(amount && amount < 1 ? 4 : 2)}`;
+// In cents; `exact`, or under a dollar, in hundredths of a cent, so that little isn't shown as nothing.
+export const usd = (amount, exact) => `$${amount.toFixed(amount && (exact || amount < 1) && !Number.isInteger(amount) ? 4 : 2)}`;
 
 // A time of day, with the date where it isn't today's.
 export function clock(at) {

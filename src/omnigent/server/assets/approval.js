@@ -110,13 +110,13 @@ function allow(options, paused, send) {
   return box;
 }
 
-const HOURS = { "": "as long as the session", 1: "for 1 hour", 8: "for 8 hours", 24: "for 24 hours" };
+const HOURS = [["", "as long as the session"], ["1", "for 1 hour"], ["8", "for 8 hours"], ["24", "for 24 hours"]];
 
 function pattern(patterns, send) {
   const text = element("input", { type: "text", "aria-label": "Pattern", value: patterns[0], spellcheck: "false", autocapitalize: "off" });
   const choose = element("select", { "aria-label": "Suggested patterns", onchange: () => { text.value = choose.value; } },
     ...patterns.map((one) => element("option", { value: one }, one)));
-  const until = element("select", { "aria-label": "How long" }, ...Object.entries(HOURS).map(([value, name]) => element("option", { value }, name)));
+  const until = element("select", { "aria-label": "How long" }, ...HOURS.map(([value, name]) => element("option", { value }, name)));
   let stamp = { hours: "", at: null }; // the moment is taken once per choice, so that a repeated click is the same answer
   const form = element("form", { class: "choices" }, patterns.length > 1 ? choose : "", text, until, element("button", { type: "submit" }, "Allow pattern"));
   form.onsubmit = (event) => {
@@ -143,7 +143,7 @@ function edit(command, send) {
 }
 
 function deny(send) {
-  const reason = element("input", { type: "text", placeholder: "Reason; the agent reads it", "aria-label": "Reason for a denial" });
+  const reason = element("input", { type: "text", placeholder: "Reason, for the agent", "aria-label": "Reason for a denial" });
   const form = element("form", { class: "choices deny" }, element("button", { type: "submit" }, "Deny"), reason);
   form.onsubmit = (event) => {
     event.preventDefault();

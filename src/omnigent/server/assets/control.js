@@ -7,13 +7,17 @@ const at = (name) => document.getElementById(name);
 
 // Money. What isn't known is said to be unknown, never shown as nothing.
 
-const sum = (amount, partial) => (amount === null || amount === undefined || (partial && !amount) ? "unknown" : `${partial ? "≥ " : ""}${usd(amount)}`);
+function sum(amount, partial, exact) {
+  if (amount === null || amount === undefined || (partial && !amount)) return "unknown";
+  return `${partial ? "≥ " : ""}${usd(amount, exact)}`;
+}
 
 export function spent(now) {
   const { budget, usage } = now;
   const listed = now.billing === "subscription" ? " at list price, nothing billed" : "";
   if (budget) {
-    const amount = sum(budget.spent_usd, budget.unknown_calls);
+    const near = typeof budget.cap_usd === "number" && Math.abs(budget.cap_usd - budget.spent_usd) < 0.01;
+    const amount = sum(budget.spent_usd, budget.unknown_calls, near);
     const known = amount === "unknown" ? "spent: unknown" : amount;
     return typeof budget.cap_usd === "number" ? `${known} of ${usd(budget.cap_usd)}${listed}` : `${known === amount ? `${amount} spent` : known}${listed}`;
   }
