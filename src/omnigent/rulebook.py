@@ -21,6 +21,7 @@ from omnigent.events import SYSTEM, Actor, Draft, Event, PolicyChanged, PolicyEn
 from omnigent.log import Log
 from omnigent.policies.engine import diff
 from omnigent.policies.language import defaults, parse
+from omnigent.policies.loading import rule_id
 
 Scope = Literal["server", "user", "project"]
 SCOPES: tuple[Scope, ...] = ("server", "user", "project")
@@ -47,8 +48,8 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What applying something comes to, by names of rules. `loosens`: something that was denied, paused or
-    asked may then pass."""
+    """What applying something comes to, by ids of rules (`scope.name`). `loosens`: something that was denied,
+    paused or asked may then pass."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -94,11 +95,20 @@ class Rulebook:
 
     def entries(self, workspace: str, owner: str) -> tuple[PolicyEntry, ...]:
         """What binds a session of this workspace and owner before its own rules: the defaults, the server's
-        set, the user's, and those of every project that holds the workspace, the outermost first."""
+        set, the user's, and those of every project that holds the workspace, the innermost first."""
         found = [*self.standing(), *self.set("server").entries, *self.set("user", owner).entries]
-        for place in _outermost_first(workspace):
-            found += self.set("project", place).entries
+        found += self._projects(workspace)
         return tuple(found)
+
+    def _projects(self, workspace: str) -> list[PolicyEntry]:
+        """Two projects, one inside the other, may have rules of the same name: both bind, so the outer one's
+        is told apart by its place."""
+        found: dict[str, PolicyEntry] = {}
+        for place in reversed(_outermost_first(workspace)):
+            for entry in self.set("project", place).entries:
+                name = entry.name if entry.name not in found else f"{entry.name}@{place}"
+                found[name] = entry.model_copy(update={"name": name})
+        return list(found.values())
 
     def standing(self) -> tuple[PolicyEntry, ...]:
         """The defaults that the server's set leaves on."""
@@ -151,6 +161,8 @@ class Rulebook:
         _check_key(scope, key)
         given = parse(text, f"the {scope}'s policies", scope) if text.strip() else ()
         old = self.set(scope, key)
+        standing = _standing(old) if scope == "server" else ()
+        remove = _named(remove, (*old.entries, *given, *standing), scope)
         off = _switched(old, given, remove)
         new = Applied(scope, key, _merged(old.entries, given, remove), off)
         return new, Change(*diff(_binding(old), _binding(new)))
@@ -192,7 +204,7 @@ def change_of(
     """
     given = parse(text, f"the {scope}'s policies", scope) if text.strip() else ()
     own = [entry for entry in now if entry.scope == scope]
-    _check_there({entry.name for entry in (*own, *given)}, remove, scope)
+    remove = _named(remove, (*own, *given), scope)
     kept = [entry for entry in now if entry.scope != scope]
     new = (*kept, *_merged(own, given, remove))
     return new, Change(*diff(tuple(now), new))
@@ -206,20 +218,22 @@ def _merged(
 
 
 def _switched(old: Applied, given: Sequence[PolicyEntry], remove: Sequence[str]) -> tuple[str, ...]:
-    """The defaults that are off afterwards. Raises `NotFound` for a name that is nowhere in the set."""
+    """The defaults that are off afterwards."""
     names = {entry.name for entry in given}
     own = names | {entry.name for entry in old.entries}
-    standing = {entry.name for entry in _standing(old)} if old.scope == "server" else set[str]()
-    _check_there(own | standing, remove, old.scope)
     kept = [name for name in old.off if name not in names]
     return tuple(sorted({*kept, *(name for name in remove if name not in own)}))
 
 
-def _check_there(there: set[str], remove: Sequence[str], scope: PolicyScope) -> None:
+def _named(remove: Sequence[str], there: Sequence[PolicyEntry], scope: PolicyScope) -> list[str]:
+    """The names meant: as in the rules, or ids as verdicts tell them. Raises `NotFound`."""
+    names = {rule_id(entry.name, entry.scope): entry.name for entry in there}
+    known = set(names.values())
     for name in remove:
-        if name not in there:
-            hint = f"There is {', '.join(sorted(there))}." if there else "It has none at all."
+        if name not in known and name not in names:
+            hint = f"There is {', '.join(sorted(known))}." if known else "It has none at all."
             raise NotFound(f"The {scope} has no policy {name!r}.", hint=hint)
+    return [name if name in known else names[name] for name in remove]
 
 
 def _standing(server: Applied) -> tuple[PolicyEntry, ...]:

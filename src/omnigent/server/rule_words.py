@@ -20,7 +20,8 @@ def describe(rule: JSON) -> str:
     reason = f" ({rule['reason']})" if rule.get("reason") else ""
     made = rule.get("use") or rule.get("function")
     if made:
-        given = ", ".join(f"{key}: {_value(value)}" for key, value in (rule.get("with") or {}).items())
+        parameters = cast(JSON, rule.get("with") or {})
+        given = ", ".join(f"{key}: {_value(value)}" for key, value in parameters.items())
         return f"{made}{f': {given}' if given else ''}{reason}"
     parts = [_part(key, rule[key]) for key in _ORDER if key in rule]
     return f"{' '.join(parts) or 'everything'}: {_outcome(rule)}{reason}"
