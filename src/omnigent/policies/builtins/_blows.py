@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 import yaml
 
 from omnigent.actions import Exec
-from omnigent.policies.builtins._base import flag
 
 Group = Literal["history", "publish", "system", "database", "catastrophe"]
 
@@ -20,21 +19,23 @@ class Blow:
     group: Group
     reason: str
     words: tuple[tuple[str, ...], ...]
-    flags: tuple[str, ...]
+    flags: frozenset[str]
     unless: frozenset[str]
 
-    def hits(self, action: Exec) -> bool:
-        if self.words and not any(action.words[: len(each)] == each for each in self.words):
+    def hits(self, words: tuple[str, ...], flags: frozenset[str]) -> bool:
+        if self.words and not any(words[: len(each)] == each for each in self.words):
             return False
-        if self.flags and not flag(action, *self.flags):
+        if self.flags and not self.flags & flags:
             return False
-        return not (flag(action, *self.unless) or self.unless.intersection(action.words))
+        return self.unless.isdisjoint(flags) and self.unless.isdisjoint(words)
 
 
 def blows(action: Exec) -> list[Blow]:
     """The rows that hold for a command, in the order of the table."""
     program = "mkfs" if action.program.startswith("mkfs.") else action.program
-    return [blow for blow in _table().get(program, ()) if blow.hits(action)]
+    rows = _table().get(program, ())
+    flags = frozenset(each.partition("=")[0] for each in action.flags) if rows else frozenset[str]()
+    return [row for row in rows if row.hits(action.words, flags)]
 
 
 @cache
@@ -66,6 +67,6 @@ def _blow(row: dict[str, Any]) -> Blow:
         row["group"],
         row["reason"],
         tuple(words),
-        tuple(row.get("flags", "").split()),
+        frozenset(row.get("flags", "").split()),
         frozenset(row.get("unless", "").split()),
     )

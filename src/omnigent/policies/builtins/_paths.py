@@ -6,7 +6,7 @@ the directory too. What is matched is the real path, and the path as the agent n
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,11 +37,31 @@ class Pattern:
     def floating(self) -> bool:
         return self.glob.startswith("**")
 
+    @property
+    def relative(self) -> bool:
+        return not self.glob.startswith(("/", "**"))
+
     def anchored(self, workspace: str) -> str:
-        return self.glob if self.glob.startswith(("/", "**")) else globs.anchor(self.glob, workspace)
+        return globs.anchor(self.glob, workspace) if self.relative else self.glob
 
 
-type Test = Callable[[Pattern, str, str, FileAction], bool]
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a file action touches: made once, shown to every list."""
+
+    action: FileAction
+    workspace: str
+    names: tuple[tuple[str, str], ...]
+    """Each path it goes by, and that path below the work tree it lies in."""
+
+
+def target(action: FileAction, facts: Facts) -> Target:
+    workspace = str(facts.setting.session.get("workspace", ""))
+    roots = tuple(root for root in (workspace, *facts.setting.own) if root)
+    named = globs.anchor(action.path, "") if action.path.startswith("~/") else action.path
+    named = posixpath.normpath(posixpath.join(workspace or "/", named))
+    paths = (action.real_path,) if named == action.real_path else (action.real_path, named)
+    return Target(action, workspace, tuple((path, _within(path, roots)) for path in paths))
 
 
 class Paths:
@@ -55,37 +75,30 @@ class Paths:
         self._hinted = hinted
         self._home = str(Path.home())
         self._patterns = tuple(_read(text) for text in patterns)
+        self._floating = _sieve(each.glob for each in self._patterns if each.floating)
+        self._anchored = _sieve(each.glob for each in self._patterns if each.glob.startswith("/"))
+        self._sieved = not any(each.relative for each in self._patterns)
 
-    def touched(self, action: FileAction, facts: Facts) -> str | None:
+    def touched(self, target: Target) -> str | None:
         """The first pattern that the action certainly or possibly touches, as it was written."""
-        return self._first(action, facts, self._touches)
-
-    def cover(self, action: FileAction, facts: Facts) -> bool:
-        """Whether one pattern names all that the action touches, under each of its names."""
-        workspace = str(facts.setting.session.get("workspace", ""))
-        return any(
-            all(_covers(pattern, workspace, name, action) for name in self._names(action, workspace))
-            for pattern in self._patterns
-        )
-
-    def _first(self, action: FileAction, facts: Facts, holds: Test) -> str | None:
-        workspace = str(facts.setting.session.get("workspace", ""))
-        roots = tuple(root for root in (workspace, *facts.setting.own) if root)
-        names = tuple((name, _within(name, roots)) for name in self._names(action, workspace))
+        action = target.action
+        if self._sieved and not (action.glob or action.recursive or self._may_match(target.names)):
+            return None
         for pattern in self._patterns:
-            glob = pattern.anchored(workspace)
-            if any(holds(pattern, glob, name[pattern.floating], action) for name in names):
+            glob = pattern.anchored(target.workspace)
+            if any(self._touches(pattern, glob, name[pattern.floating], action) for name in target.names):
                 return pattern.text
         return None
 
-    def _names(self, action: FileAction, workspace: str) -> Iterator[str]:
-        yield action.real_path
-        named = action.path
-        if named.startswith("~/"):
-            named = self._home + named[1:]
-        named = posixpath.normpath(posixpath.join(workspace or "/", named))
-        if named != action.real_path:
-            yield named
+    def cover(self, target: Target) -> bool:
+        """Whether one pattern names all that the action touches, under each of its names."""
+        return any(
+            all(_covers(pattern, target.workspace, name, target.action) for name, _ in target.names)
+            for pattern in self._patterns
+        )
+
+    def _may_match(self, names: tuple[tuple[str, str], ...]) -> bool:
+        return any(self._anchored.match(full) or self._floating.search(below) for full, below in names)
 
     def _touches(self, pattern: Pattern, glob: str, name: str, action: FileAction) -> bool:
         if globs.glob(name, glob):
@@ -105,6 +118,25 @@ class Paths:
         return below.startswith(f"{self._home}/") and not any(cache in below for cache in CACHES)
 
 
+def _sieve(patterns: Iterable[str]) -> re.Pattern[str]:
+    """One expression for many patterns, tried before each of them: it holds for all that one of them matches,
+    and for a little more."""
+    texts = ["/".join(map(_sieved, _split(glob.removesuffix("/**").removeprefix("**")))) for glob in patterns]
+    flags = re.IGNORECASE | re.DOTALL if globs.FOLDED else re.DOTALL
+    return re.compile(f"(?:^|/)(?:{'|'.join(texts)})(?:/|$)" if texts else r"(?!)", flags)
+
+
+def _sieved(segment: str) -> str:
+    if segment == "**":
+        return ".*"
+    parts = re.split(r"(\*|\?|[\[{].*)", segment)
+    return "".join(_SIEVED.get(part[:1]) or re.escape(part) for part in parts)
+
+
+_SIEVED = {"*": "[^/]*", "?": "[^/]", "[": ".*", "{": ".*"}
+
+
+@lru_cache(maxsize=8192)
 def meet(rule: str, shell: str, *, hinted: bool = False) -> bool:
     """Whether some path matches both a rule's pattern and a shell's."""
     if globs.FOLDED:

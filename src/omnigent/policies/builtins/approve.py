@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from omnigent.actions import Action, Exec, FileRead, FileWrite, Mcp, Model, Net, Spawn
 from omnigent.policies.builtins._base import Builtin, Params, one
 from omnigent.policies.builtins._hosts import CODE_HOSTS, REGISTRIES, is_local, listed
-from omnigent.policies.builtins._paths import Paths
+from omnigent.policies.builtins._paths import Paths, target
 from omnigent.policies.contract import Decision, Facts, Opinion
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS", ""})
@@ -78,7 +78,9 @@ class Approve(Builtin[ApproveParams]):
     def _outside(self, which: str, action: FileRead | FileWrite, facts: Facts) -> bool:
         if which == "all":
             return True
-        return which == "outside" and not action.in_workspace and not self._inside.cover(action, facts)
+        return (
+            which == "outside" and not action.in_workspace and not self._inside.cover(target(action, facts))
+        )
 
     def _known(self, request: Net) -> bool:
         if is_local(request.host) or listed(request.host, self.params.hosts):

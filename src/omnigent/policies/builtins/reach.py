@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from omnigent.actions import Action, FileRead, FileWrite, Net
 from omnigent.policies.builtins._base import Builtin, Params, one
 from omnigent.policies.builtins._hosts import METADATA, listed
-from omnigent.policies.builtins._paths import Paths
+from omnigent.policies.builtins._paths import FileAction, Paths, Target, target
 from omnigent.policies.builtins._sensitive import NO_SECRETS, RUNS_LATER, SECRETS
 from omnigent.policies.contract import Decision, Facts, Opinion
 
@@ -62,28 +62,29 @@ class Reach(Builtin[ReachParams]):
             case _:
                 return None
 
-    def _path(self, action: FileRead | FileWrite, facts: Facts) -> Opinion | None:
+    def _path(self, action: FileAction, facts: Facts) -> Opinion | None:
         own = self._read if isinstance(action, FileRead) else self._write
-        if self._paths.allow.cover(action, facts) or own.allow.cover(action, facts):
+        touching = target(action, facts)
+        if self._paths.allow.cover(touching) or own.allow.cover(touching):
             return None
-        named = [each for lists in (self._paths, own) if (each := lists.decide(action, facts))]
-        for listed_ in sorted(named, key=lambda each: each[0] != "deny"):
-            return _file(listed_[0], action, f"{listed_[1]} is on its list", listed_[1])
-        return self._by_kind(action, facts) or self._otherwise(action, own)
+        named = [each for lists in (self._paths, own) if (each := lists.decide(touching))]
+        for then, pattern in sorted(named, key=lambda each: each[0] != "deny"):
+            return _file(then, action, f"{pattern} is on its list", pattern)
+        return self._by_kind(touching) or self._otherwise(action, own)
 
-    def _by_kind(self, action: FileRead | FileWrite, facts: Facts) -> Opinion | None:
-        sensitive, later = self.params.sensitive, self.params.runs_later
-        if sensitive != "allow" and (pattern := self._secrets.touched(action, facts)):
-            exempt = self._no_secrets.cover(action, facts)
+    def _by_kind(self, touching: Target) -> Opinion | None:
+        action, sensitive, later = touching.action, self.params.sensitive, self.params.runs_later
+        if sensitive != "allow" and (pattern := self._secrets.touched(touching)):
+            exempt = self._no_secrets.cover(touching)
             if not exempt:
                 return _file(sensitive, action, "it may hold credentials", pattern)
         if later != "allow" and isinstance(action, FileWrite):
-            pattern = self._runs_later.touched(action, facts)
+            pattern = self._runs_later.touched(touching)
             if pattern:
                 return _file(later, action, "what is written there runs later or changes the rules", pattern)
         return None
 
-    def _otherwise(self, action: FileRead | FileWrite, own: "PathLists") -> Opinion | None:
+    def _otherwise(self, action: FileAction, own: "PathLists") -> Opinion | None:
         rests = {self._paths.otherwise, own.otherwise}
         then: Listed = "deny" if "deny" in rests else "ask" if "ask" in rests else "allow"
         return _file(then, action, "it is outside the paths that are allowed here", "otherwise")
@@ -108,16 +109,16 @@ class PathLists:
         self.allow, self.otherwise = Paths(lists.allow), lists.otherwise
         self._deny, self._ask = Paths(lists.deny), Paths(lists.ask)
 
-    def decide(self, action: FileRead | FileWrite, facts: Facts) -> tuple[Listed, str] | None:
+    def decide(self, touching: Target) -> tuple[Listed, str] | None:
         """The decision, and the pattern that gave it."""
-        if pattern := self._deny.touched(action, facts):
+        if pattern := self._deny.touched(touching):
             return "deny", pattern
-        if pattern := self._ask.touched(action, facts):
+        if pattern := self._ask.touched(touching):
             return "ask", pattern
         return None
 
 
-def _file(then: Listed, action: FileRead | FileWrite, why: str, pattern: str) -> Opinion | None:
+def _file(then: Listed, action: FileAction, why: str, pattern: str) -> Opinion | None:
     doing = "Reading" if isinstance(action, FileRead) else _DOING[action.change]
     return _opinion(then, f"{doing} {action.path}", why, f"path={action.real_path} matches {pattern}")
 
