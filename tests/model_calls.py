@@ -1,6 +1,7 @@
 """A model provider that answers as told, a gateway before it, and a meter that keeps what it hears."""
 
 import asyncio
+import io
 import json
 import socket
 from collections.abc import AsyncGenerator, Callable
@@ -56,6 +57,7 @@ class Provider:
         if answer.then == "drop":
             assert request.transport
             request.transport.abort()
+            raise asyncio.CancelledError
         response = web.StreamResponse(status=answer.status, headers=answer.headers)
         await response.prepare(request)
         for piece in answer.pieces:
@@ -114,7 +116,7 @@ class Scene:
         """A call that generates, to be awaited or entered."""
         sent = body if isinstance(body, bytes) else json.dumps(body or BODIES[self.wire]).encode()
         url = self.gateway.url(self.wire) + PATHS[self.wire]
-        return self.client.post(url, data=sent, headers={"authorization": f"Bearer {TOKEN}", **headers})
+        return self.client.post(url, data=io.BytesIO(sent), headers={"authorization": f"Bearer {TOKEN}", **headers})
 
     async def call(self, body: object = None, **headers: str) -> tuple[int, bytes]:
         async with self.post(body, **headers) as answer:

@@ -314,6 +314,8 @@ class _Settlement:
 
 async def _read(request: web.BaseRequest) -> bytes | None:
     """The whole body, unpacked; None if it is too large."""
+    if (request.content_length or 0) > LARGEST_REQUEST:
+        return None
     body = bytearray()
     async for piece in request.content.iter_any():
         body += piece
