@@ -5,12 +5,14 @@ Names, inputs and results were seen on claude 2.1.330. It is started with `--too
 """
 
 import difflib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from omnigent.actions import Action, Exec, Mcp, Message, Net, Parsed, Spawn, Unknown, file_read, file_write
+from omnigent import shell
+from omnigent.actions import Action, Mcp, Message, Parsed, Spawn, Unknown, net
 from omnigent.events import (
     JSON,
     FileChanged,
@@ -23,12 +25,15 @@ from omnigent.events import (
     ToolCompleted,
 )
 from omnigent.harnesses import ToolRow
+from omnigent.shell.paths import could_be_secret, tool_read, tool_write
 
 type Understood = tuple[list[Action], Parsed]
 
 _EXIT_CODE = re.compile(r"\A(?:Error: )?Exit code (\d+)\n?")
 _DENY_PREFIX = re.compile(r"\APreToolUse:\S+ hook error: ")
 _TITLE_LENGTH = 120
+_CWD = "\0cwd"
+"""Where the shell stands, beside the vendor's own keys."""
 
 
 def text(value: JSON, key: str) -> str:
@@ -48,36 +53,44 @@ def _shell(given: JSON, workspace: Path) -> Understood:
     if not command:
         return [Unknown(tool="Bash")], "opaque"
     background = given.get("run_in_background") is True
-    return [Exec(command=command, cwd=str(workspace), background=background)], "opaque"
+    return shell.understand(command, Path(text(given, _CWD) or workspace), workspace, background=background)
 
 
-def _reads(key: str, otherwise: str = "") -> Callable[[JSON, Path], Understood]:
-    def understand(given: JSON, workspace: Path) -> Understood:
-        path = text(given, key) or otherwise
-        return ([file_read(path, workspace)], "full") if path else ([Unknown(tool=key)], "opaque")
+def _reads(given: JSON, workspace: Path) -> Understood:
+    return tool_read(text(given, "file_path"), workspace, workspace), "full"
 
-    return understand
+
+def _searches(given: JSON, workspace: Path) -> Understood:
+    """All below a directory, its `.env` files too unless the search is for other names or types."""
+    glob = text(given, "glob")
+    hidden = not text(given, "type") and (not glob or _fits_a_secret(glob))
+    return tool_read(text(given, "path") or ".", workspace, workspace, recursive=True, hidden=hidden), "full"
+
+
+def _fits_a_secret(glob: str) -> bool:
+    """Negations, braces and lists are not taken apart: they may fit."""
+    return bool(re.search(r"[!{},\s]", glob)) or could_be_secret(glob.rpartition("/")[2])
 
 
 def _globs(given: JSON, workspace: Path) -> Understood:
     """The pattern may climb out of its directory, so it is read up to its first wildcard too."""
-    actions: list[Action] = [file_read(text(given, "path") or ".", workspace)]
+    actions = tool_read(text(given, "path") or ".", workspace, workspace)
     fixed = re.split(r"[*?\[{]", text(given, "pattern"), maxsplit=1)[0]
     if fixed.startswith(("/", "~")) or ".." in fixed:
-        actions.append(file_read(fixed, workspace))
+        actions += tool_read(fixed, workspace, workspace)
     return actions, "full"
 
 
 def _writes(key: str) -> Callable[[JSON, Path], Understood]:
     def understand(given: JSON, workspace: Path) -> Understood:
-        path = text(given, key)
-        return ([file_write(path, workspace)], "full") if path else ([Unknown(tool=key)], "opaque")
+        return tool_write(text(given, key), workspace, workspace), "full"
 
     return understand
 
 
 def _fetches(given: JSON, workspace: Path) -> Understood:
-    return [Net(method="GET", url=text(given, "url"))], "full"
+    asked = net(text(given, "url"))
+    return [asked], "partial" if asked.doubt else "full"
 
 
 def _spawns(given: JSON, workspace: Path) -> Understood:
@@ -102,9 +115,9 @@ _GATED: dict[str, ToolRow] = {
     "Bash": ToolRow("gated", _shell),
     "Edit": ToolRow("gated", _writes("file_path")),
     "Glob": ToolRow("gated", _globs),
-    "Grep": ToolRow("gated", _reads("path", ".")),
+    "Grep": ToolRow("gated", _searches),
     "NotebookEdit": ToolRow("gated", _writes("notebook_path")),
-    "Read": ToolRow("gated", _reads("file_path")),
+    "Read": ToolRow("gated", _reads),
     "TaskStop": ToolRow("gated", _stops),
     "WebFetch": ToolRow("gated", _fetches),
     "Write": ToolRow("gated", _writes("file_path")),
@@ -157,22 +170,28 @@ def understand(tool: str, given: JSON, workspace: Path, cwd: Path) -> Understood
     row = TOOLS.get(tool)
     if tool.startswith("mcp__"):
         server, _, name = tool.removeprefix("mcp__").partition("__")
-        return [Mcp(server=server, tool=name)], "full"
+        arguments = json.dumps(given, ensure_ascii=False)
+        return [Mcp(server=server, tool=name, arguments=arguments)], "full"
     if row is None or row.actions is None:
         return [Unknown(tool=tool)], "opaque"
-    actions, parsed = row.actions(_absolute(tool, given, cwd) if cwd != workspace else given, workspace)
-    placed: list[Action] = [
-        action.model_copy(update={"cwd": str(cwd)}) if isinstance(action, Exec) else action
-        for action in actions
-    ]
-    return placed, parsed
+    try:
+        return row.actions(_absolute(tool, given, cwd) if cwd != workspace else given, workspace)
+    except (ValueError, OSError):
+        return [Unknown(tool=tool)], "opaque"
 
 
 def _absolute(tool: str, given: JSON, cwd: Path) -> JSON:
+    """The input with the places named from the workspace on."""
+    if tool == "Bash":
+        return given | {_CWD: str(cwd)}
     keys = [key for key in ("path", "file_path", "notebook_path") if text(given, key)]
     if not keys and tool in ("Glob", "Grep"):
         return given | {"path": str(cwd)}
-    return given | {key: str(cwd / Path(text(given, key)).expanduser()) for key in keys}
+    return given | {key: _placed(text(given, key), cwd) for key in keys}
+
+
+def _placed(path: str, cwd: Path) -> str:
+    return path if path.lstrip().startswith(("/", "~")) else str(cwd / path.strip())
 
 
 def title(tool: str, given: JSON) -> str:

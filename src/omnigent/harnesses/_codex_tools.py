@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal, cast
 
-from omnigent.actions import Action, Exec, Mcp, Message, Parsed, Spawn, Unknown, file_write
+from omnigent import shell
+from omnigent.actions import Action, Mcp, Message, Parsed, Spawn, Unknown
 from omnigent.events import JSON, FileChanged
 from omnigent.events import Output as ToolOutput
 from omnigent.harnesses import ToolRow
+from omnigent.shell.paths import tool_write
 
 Does = tuple[list[Action], Parsed]
 Change = Literal["added", "modified", "deleted"]
@@ -43,18 +45,29 @@ def _exec(given: JSON, workspace: Path) -> Does:
     command = given.get("command")
     if not isinstance(command, str):
         return [Unknown(tool="exec_command")], "opaque"
-    return [Exec(command=plain_command(command), cwd=str(given.get("cwd") or workspace))], "opaque"
+    cwd = workspace / str(given.get("cwd") or ".")
+    return shell.understand(plain_command(command), cwd, workspace)
 
 
 def _patch(given: JSON, workspace: Path) -> Does:
-    paths = paths_of(given)
-    if not paths:
-        return [Unknown(tool="apply_patch")], "opaque"
-    return [file_write(path, workspace) for path in paths], "full"
+    actions: list[Action] = []
+    try:
+        for change in rows(given.get("changes")):
+            kind, path = table(change.get("kind")), change.get("path")
+            if isinstance(path, str):
+                deletes = kind.get("type") == "delete" or isinstance(kind.get("move_path"), str)
+                actions += tool_write(path, workspace, workspace, delete=deletes)
+            if isinstance(moved := kind.get("move_path"), str):
+                actions += tool_write(moved, workspace, workspace)
+    except (ValueError, OSError):
+        actions = []
+    return (actions, "full") if actions else ([Unknown(tool="apply_patch")], "opaque")
 
 
 def _mcp(given: JSON, workspace: Path) -> Does:
-    return [Mcp(server=str(given.get("server") or ""), tool=str(given.get("tool") or ""))], "full"
+    server, tool = str(given.get("server") or ""), str(given.get("tool") or "")
+    arguments = json.dumps(given.get("arguments"), ensure_ascii=False)
+    return [Mcp(server=server, tool=tool, arguments=arguments)], "full"
 
 
 def _spawn(given: JSON, workspace: Path) -> Does:
@@ -173,7 +186,11 @@ def given_mcp(item: JSON) -> Given:
     arguments: object = item.get("arguments")
     known = cast(JSON, arguments) if isinstance(arguments, dict) else {"arguments": arguments}
     return Given(
-        f"mcp__{server}__{tool}", f"{server}: {tool}", known, (Mcp(server=server, tool=tool),), "full"
+        f"mcp__{server}__{tool}",
+        f"{server}: {tool}",
+        known,
+        (Mcp(server=server, tool=tool, arguments=json.dumps(arguments, ensure_ascii=False)),),
+        "full",
     )
 
 

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from typing import cast
 
-from omnigent.actions import Action, Exec, Parsed, Unknown, file_read, file_write
+from omnigent import shell
+from omnigent.actions import Action, Parsed, Unknown
 from omnigent.events import JSON
 from omnigent.harnesses import ToolRow
+from omnigent.shell.paths import tool_read, tool_write
 
 Does = tuple[list[Action], Parsed]
 
@@ -18,22 +20,22 @@ def _bash(given: JSON, workspace: Path) -> Does:
     command = given.get("command")
     if not isinstance(command, str):
         return [Unknown(tool="bash")], "opaque"
-    return [Exec(command=command, cwd=str(workspace))], "opaque"
+    return shell.understand(command, workspace, workspace)
 
 
 def _read(given: JSON, workspace: Path) -> Does:
     path, parsed = _path(given)
-    return ([file_read(path, workspace)], parsed) if path else ([Unknown(tool="read")], "opaque")
+    return (tool_read(path, workspace, workspace), parsed) if path else ([Unknown(tool="read")], "opaque")
 
 
 def _write(given: JSON, workspace: Path) -> Does:
     path, parsed = _path(given)
-    return ([file_write(path, workspace)], parsed) if path else ([Unknown(tool="write")], "opaque")
+    return (tool_write(path, workspace, workspace), parsed) if path else ([Unknown(tool="write")], "opaque")
 
 
 def _search(given: JSON, workspace: Path) -> Does:
     path, parsed = _path({"path": given.get("path") or "."})
-    return [file_read(path, workspace)], parsed
+    return tool_read(path, workspace, workspace, recursive=True), parsed
 
 
 def _path(given: JSON) -> tuple[str, Parsed]:
@@ -61,7 +63,10 @@ def actions_of(tool: str, given: JSON, workspace: Path) -> Does:
     row = TOOLS.get(tool)
     if row is None or row.actions is None:
         return [Unknown(tool=tool)], "opaque"
-    return row.actions(given, workspace)
+    try:
+        return row.actions(given, workspace)
+    except (ValueError, OSError):
+        return [Unknown(tool=tool)], "opaque"
 
 
 def title_of(tool: str, given: JSON) -> str:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from omnigent.actions import Action, Exec, Parsed, Unknown, file_read, file_write
+from omnigent import shell
+from omnigent.actions import Action, Parsed, Unknown
 from omnigent.events import (
     JSON,
     Carried,
@@ -58,6 +59,7 @@ from omnigent.harnesses import (
 from omnigent.harnesses._book import Book
 from omnigent.history import AssistantMessage, History, Image, ToolCall, UserMessage
 from omnigent.ids import NewId
+from omnigent.shell.paths import tool_read, tool_write
 from omnigent.testing import scripted_agent
 
 _SEEDED = "seeded"
@@ -65,20 +67,19 @@ _SEEDED = "seeded"
 
 def _run(given: JSON, workspace: Path) -> tuple[list[Action], Parsed]:
     background = bool(given.get("background"))
-    return [Exec(command=given["command"], cwd=str(workspace), background=background)], "opaque"
+    return shell.understand(given["command"], workspace, workspace, background=background)
 
 
 def _type(given: JSON, workspace: Path) -> tuple[list[Action], Parsed]:
-    typed = f"session {given['session_id']}"
-    return [Exec(command=typed, cwd=str(workspace), stdin=given["chars"])], "opaque"
+    return shell.typed(given["chars"], f"session {given['session_id']}", workspace, workspace)
 
 
 def _read(given: JSON, workspace: Path) -> tuple[list[Action], Parsed]:
-    return [file_read(given["path"], workspace)], "full"
+    return tool_read(given["path"], workspace, workspace), "full"
 
 
 def _write(given: JSON, workspace: Path) -> tuple[list[Action], Parsed]:
-    return [file_write(given["path"], workspace)], "full"
+    return tool_write(given["path"], workspace, workspace), "full"
 
 
 TOOLS = {
@@ -294,7 +295,7 @@ def _actions(tool: str, given: JSON, workspace: Path) -> tuple[list[Action], Par
     row = TOOLS.get(tool)
     try:
         return row.actions(given, workspace) if row and row.actions else ([Unknown(tool=tool)], "opaque")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OSError):
         return [Unknown(tool=tool)], "opaque"
 
 

@@ -3,7 +3,6 @@
 What can't be told is doubt, on the action it concerns; a text that can't be taken apart is one `Exec` in doubt.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from omnigent.actions import Action, Exec, Parsed
@@ -58,7 +57,9 @@ def canonical(argv: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     arguments = [Word(word) for word in argv[1:]]
     taken = arguments_of(programs.find(program), arguments)
     flags = {
-        flag.name if flag.value is None else f"{flag.name}={flag.value.text}" for flag in taken.split.flags if flag.name
+        flag.name if flag.value is None else f"{flag.name}={flag.value.text}"
+        for flag in taken.split.flags
+        if flag.name
     }
     return program, taken.words(arguments), tuple(sorted(flags))
 

@@ -8,7 +8,13 @@ from omnigent.actions import net
 from omnigent.shell import programs
 from omnigent.shell.programs import Entry, Split
 from omnigent.shell.repositories import git_effects, github_effects
-from omnigent.shell.requests import curl_effects, netcat_effects, remote_copy_effects, ssh_effects, wget_effects
+from omnigent.shell.requests import (
+    curl_effects,
+    netcat_effects,
+    remote_copy_effects,
+    ssh_effects,
+    wget_effects,
+)
 from omnigent.shell.simple import Effects, Shell, Simple
 from omnigent.shell.words import Word
 
@@ -97,7 +103,9 @@ def _rm(case: Case, effects: Effects) -> None:
 
 
 def _sed(case: Case, effects: Effects) -> None:
-    scripts = [flag.value for flag in case.split.flags if flag.name == "expression" and flag.value is not None]
+    scripts = [
+        flag.value for flag in case.split.flags if flag.name == "expression" and flag.value is not None
+    ]
     operands = case.operands
     files = operands if scripts or case.has("file") else operands[1:]
     scripts = scripts or operands[:1]
@@ -135,7 +143,9 @@ def _awk(case: Case, effects: Effects) -> None:
             effects.read(word)
     if program is not None and program.known:
         bare = re.sub(r'"(\\.|[^"\\])*"|(?<![\w)\]])/(\\.|[^/\\\n])*/', "0", program.text).replace("||", "")
-        if _AWK_DANGER.search(re.sub(r"[\w)\]$]\s*>=?\s*[\w($-]", "", bare)) or re.search(r"print[^;}]*>", bare):
+        if _AWK_DANGER.search(re.sub(r"[\w)\]$]\s*>=?\s*[\w($-]", "", bare)) or re.search(
+            r"print[^;}]*>", bare
+        ):
             effects.doubts.append("The awk program runs commands, or reads or writes files of its own.")
     if given:
         effects.everyday = False
@@ -238,7 +248,15 @@ def _ssh(case: Case, effects: Effects) -> None:
 
 def _packages(case: Case, effects: Effects) -> None:
     """A registry that is named, and packages by their address."""
-    from_where = ("index-url", "extra-index-url", "index", "registry", "find-links", "default-index", "source")
+    from_where = (
+        "index-url",
+        "extra-index-url",
+        "index",
+        "registry",
+        "find-links",
+        "default-index",
+        "source",
+    )
     for flag in case.split.flags:
         if flag.name in from_where and flag.value is not None:
             _address(flag.value, effects)
@@ -246,9 +264,13 @@ def _packages(case: Case, effects: Effects) -> None:
         found = re.search(r"(?:git\+)?(?:https?|ssh|git)://\S+", word.text)
         if found:
             _address(Word(found[0].removeprefix("git+")), effects)
-        elif case.program in ("npm", "pnpm", "yarn", "bun") and re.match(r"(github|gitlab|bitbucket):", word.text):
+        elif case.program in ("npm", "pnpm", "yarn", "bun") and re.match(
+            r"(github|gitlab|bitbucket):", word.text
+        ):
             host = {"github": "github.com", "gitlab": "gitlab.com", "bitbucket": "bitbucket.org"}
-            _address(Word(f"https://{host[word.text.partition(':')[0]]}/{word.text.partition(':')[2]}"), effects)
+            _address(
+                Word(f"https://{host[word.text.partition(':')[0]]}/{word.text.partition(':')[2]}"), effects
+            )
     if case.has("global", "system", "break-system-packages", "user"):
         effects.everyday = False
 

@@ -9,7 +9,20 @@ from omnigent.shell.programs import Split
 from omnigent.shell.simple import Simple
 from omnigent.shell.words import UNKNOWN, Said, Scope, Word
 
-_ATOMS = {"date", "nproc", "whoami", "uname", "hostname", "wc", "arch", "getconf", "tput", "mktemp", "seq", "expr"}
+_ATOMS = {
+    "date",
+    "nproc",
+    "whoami",
+    "uname",
+    "hostname",
+    "wc",
+    "arch",
+    "getconf",
+    "tput",
+    "mktemp",
+    "seq",
+    "expr",
+}
 _GIT_ATOMS = {"rev-parse", "describe", "merge-base", "rev-list", "hash-object", "write-tree"}
 _FILTERS = {"sort", "uniq", "head", "tail", "grep", "cat", "tee"}
 _ECHO_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -116,7 +129,9 @@ def _part(program: str, operands: Sequence[Word]) -> Said:
     word = operands[0]
     if not word.known:
         if word.pattern is not None or word.below is not None:
-            return Said(below=word.below or re.split(r"[*?\[]", word.pattern or "")[0].rpartition("/")[0] or ".")
+            return Said(
+                below=word.below or re.split(r"[*?\[]", word.pattern or "")[0].rpartition("/")[0] or "."
+            )
         return UNKNOWN
     if program == "dirname":
         return Said(os.path.dirname(word.text.rstrip("/")) or ".")
@@ -129,7 +144,7 @@ def _part(program: str, operands: Sequence[Word]) -> Said:
 def _found(simple: Simple, operands: Sequence[Word]) -> Said:
     """`find ROOT… -name PATTERN`: paths below one root."""
     words = simple.words[1:]
-    roots = []
+    roots: list[Word] = []
     for word in words:
         if word.known and (word.text.startswith("-") or word.text in ("(", "!", ")")):
             break
@@ -150,7 +165,11 @@ def _git(scope: Scope, subs: tuple[str, ...], split: Split) -> Said:
         return UNKNOWN
     if sub == "rev-parse" and "show-toplevel" in split.names:
         return Said(str(repository_root(scope.cwd) or scope.cwd))
-    if sub == "ls-files" or split.names & {"name-only"} or (sub == "grep" and "files-with-matches" in split.names):
+    if (
+        sub == "ls-files"
+        or split.names & {"name-only"}
+        or (sub == "grep" and "files-with-matches" in split.names)
+    ):
         return Said(below=".")
     if sub in _GIT_ATOMS or (sub == "branch" and "show-current" in split.names):
         return Said(atom=True)

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
-from omnigent.actions import FileRead, FileWrite
+from omnigent.actions import Action, FileRead, FileWrite
 from omnigent.shell.simple import Touch
-from omnigent.shell.words import Scope, Word
+from omnigent.shell.words import Scope, Word, home_of
 
 MOST_MATCHES = 64
 _NOTHING = re.compile(r"/dev/(null|zero|stdin|stdout|stderr|tty|random|urandom|full|fd/.*)")
@@ -37,6 +38,44 @@ def file_actions(touch: Touch, scope: Scope, workspace: Path) -> tuple[list[File
     if any(os.path.basename(action.path).startswith("-") for action in made) and not word.known:
         return made, "A pattern matches a file whose name would be read as a flag."
     return made, ""
+
+
+def tool_read(
+    path: str, cwd: Path, workspace: Path, *, recursive: bool = False, hidden: bool = True
+) -> list[Action]:
+    """The reads of a tool whose argument is a path: `~` is expanded, links are followed, blanks at its ends are
+    tried with and without. Raises ValueError for what can't be a path."""
+    return [
+        made
+        for each in _spellings(path)
+        for made in _tool_actions(Touch("read", Word(each), recursive, hidden), cwd, workspace)
+    ]
+
+
+def tool_write(path: str, cwd: Path, workspace: Path, *, delete: bool = False) -> list[Action]:
+    touch: Literal["write", "delete"] = "delete" if delete else "write"
+    return [
+        made for each in _spellings(path) for made in _tool_actions(Touch(touch, Word(each)), cwd, workspace)
+    ]
+
+
+def _tool_actions(touch: Touch, cwd: Path, workspace: Path) -> list[Action]:
+    return list(file_actions(touch, Scope(cwd), workspace.resolve())[0])
+
+
+def _spellings(path: str) -> list[str]:
+    if not path or "\0" in path:
+        raise ValueError("not a path")
+    spellings = dict.fromkeys([path, re.sub(r"[^\S ]", " ", path), path.strip()])
+    return [_at_home(spelled) for spelled in spellings if spelled]
+
+
+def _at_home(path: str) -> str:
+    if not path.startswith("~"):
+        return path
+    name, slash, rest = path[1:].partition("/")
+    home = home_of(name)
+    return f"{home}{slash}{rest}" if home else path
 
 
 def real_path(path: str, cwd: Path) -> str:

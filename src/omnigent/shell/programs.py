@@ -71,7 +71,7 @@ EMPTY = Entry()
 def _table() -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = (files("omnigent.shell") / "programs.yaml").read_text(encoding="utf-8")
-    return cast(dict[str, Any], yaml.load(text, Loader=loader))  # noqa: S506
+    return cast(dict[str, Any], yaml.load(text, Loader=loader))
 
 
 @cache
@@ -131,7 +131,7 @@ def _wrapper(row: dict[str, Any]) -> Wrapper:
     )
 
 
-def _entry(row: dict[str, Any], above: Entry) -> Entry:
+def _entry(row: dict[str, Any] | bool, above: Entry) -> Entry:
     if isinstance(row, bool):
         row = {"everyday": row}
     short, long = dict(above.short), dict(above.long)
@@ -177,7 +177,9 @@ def main_name(argv0: str) -> str:
     """A program's main name: without its directory, its version and its aliases."""
     name = argv0.rpartition("/")[2]
     found = names().get(name, name)
-    if found == name and name.startswith(("python", "pip", "ruby", "node", "clang", "gcc", "g++", "lua", "php")):
+    if found == name and name.startswith(
+        ("python", "pip", "ruby", "node", "clang", "gcc", "g++", "lua", "php")
+    ):
         bare = name.rstrip("0123456789.-")
         found = names().get(bare, bare) or name
     return found

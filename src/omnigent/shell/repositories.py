@@ -22,7 +22,9 @@ _RUNNING_KEYS = re.compile(
 )
 _READING_KEYS = re.compile(r"core\.pager=(cat|less|)|pager\.\w+=(cat|less|false)|diff\.(renamelimit|context|algorithm|"
                            r"external|noprefix|mnemonicprefix|color\w*)=\w*|safe\.directory=.*", re.I)  # fmt: skip
-_ADDRESS = re.compile(r"(?:\w[\w+.-]*::?)?(?:https?|ssh|git|file|ftps?|ext|git\+ssh)(?:://|::).*|[\w.-]+@[\w.-]+:.*|[\w-][\w.-]+:(?!//).+")
+_ADDRESS = re.compile(
+    r"(?:\w[\w+.-]*::?)?(?:https?|ssh|git|file|ftps?|ext|git\+ssh)(?:://|::).*|[\w.-]+@[\w.-]+:.*|[\w-][\w.-]+:(?!//).+"
+)
 _SPEAKING = {"push", "fetch", "pull", "clone", "ls-remote", "archive"}
 
 
@@ -78,7 +80,7 @@ def _alias(shell: Shell, simple: Simple, scope: Scope, operands: list[Word], eff
     """An alias of the repository's own is read from its configuration."""
     root = repository_root(scope.cwd) if scope.cwd is not None else None
     config = _config(root) if root is not None else {}
-    command = config.get(f'alias.{operands[0].text.lower()}')
+    command = config.get(f"alias.{operands[0].text.lower()}")
     if command:
         effects.doubts.append(f"git {operands[0].text} is an alias of this repository.")
         text = command.removeprefix("!") if command.startswith("!") else f"git {command}"
@@ -150,7 +152,11 @@ def _rewritten(url: str, config: dict[str, str], *, push: bool) -> str:
     """`url.<base>.insteadOf`, longest prefix first."""
     kinds = (".pushinsteadof", ".insteadof") if push else (".insteadof",)
     for kind in kinds:
-        found = [(value, key[4 : -len(kind)]) for key, value in config.items() if key.startswith("url.") and key.endswith(kind)]
+        found = [
+            (value, key[4 : -len(kind)])
+            for key, value in config.items()
+            if key.startswith("url.") and key.endswith(kind)
+        ]
         for prefix, base in sorted(found, key=lambda pair: -len(pair[0])):
             if url.startswith(prefix):
                 return base + url.removeprefix(prefix)
@@ -251,9 +257,15 @@ def _config_command(split: Split, operands: list[Word], effects: Effects) -> Non
     reads = split.names & {"get", "list", "get-all", "get-regexp", "l", "get-urlmatch", "show-origin"}
     key = operands[0].text if operands else ""
     writes = len(operands) > 1 and not reads and key not in ("get", "list")
-    if writes and not re.fullmatch(r"user\.(name|email)|pull\.rebase|init\.defaultBranch|core\.autocrlf", key):
+    if writes and not re.fullmatch(
+        r"user\.(name|email)|pull\.rebase|init\.defaultBranch|core\.autocrlf", key
+    ):
         effects.everyday = False
-    if split.names & {"global", "system", "file", "edit", "e"} and not reads and (writes or "edit" in split.names):
+    if (
+        split.names & {"global", "system", "file", "edit", "e"}
+        and not reads
+        and (writes or "edit" in split.names)
+    ):
         effects.everyday = False
 
 

@@ -9,7 +9,16 @@ from omnigent.shell.words import Word
 
 _UNKNOWN_URL = "Which address this asks isn't known before it runs."
 _POSTS = {"data", "data-raw", "data-binary", "data-ascii", "data-urlencode", "json", "form", "form-string"}
-_CURL_DOUBT = {"config", "resolve", "connect-to", "unix-socket", "abstract-unix-socket", "doh-url", "interface", "url-query"}
+_CURL_DOUBT = {
+    "config",
+    "resolve",
+    "connect-to",
+    "unix-socket",
+    "abstract-unix-socket",
+    "doh-url",
+    "interface",
+    "url-query",
+}
 
 
 def curl_effects(split: Split, operands: list[Word], effects: Effects) -> None:
@@ -114,14 +123,22 @@ def remote_copy_effects(split: Split, operands: list[Word], effects: Effects) ->
     recursive = bool(split.names & {"recursive", "archive"})
     for place, word in enumerate(operands):
         last = place == len(operands) - 1 and len(operands) > 1
-        found = re.match(r"(?:rsync://)?(?:[^@/:]*@)?([\w.-]+|\[[\w:.]+\]):", word.text if word.known else word.prefix)
+        found = re.match(
+            r"(?:rsync://)?(?:[^@/:]*@)?([\w.-]+|\[[\w:.]+\]):", word.text if word.known else word.prefix
+        )
         if found or (word.known and word.text.startswith(("rsync://", "scp://", "sftp://"))):
             effects.nets.append(host_net(found[1] if found else word.text))
         elif last:
             effects.write(word, recursive=recursive)
         else:
             effects.read(word, recursive=recursive)
-    if len(operands) > 1 and split.names & {"delete", "delete-after", "delete-before", "delete-excluded", "del"}:
+    if len(operands) > 1 and split.names & {
+        "delete",
+        "delete-after",
+        "delete-before",
+        "delete-excluded",
+        "del",
+    }:
         effects.delete(operands[-1], recursive=True)
         effects.everyday = False
 

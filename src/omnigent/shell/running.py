@@ -11,7 +11,7 @@ from omnigent.shell import programs
 from omnigent.shell.effects import effects_of
 from omnigent.shell.output import output_of
 from omnigent.shell.paths import file_actions, real_path
-from omnigent.shell.programs import EMPTY, Entry, Split, Wrapper, take_apart
+from omnigent.shell.programs import EMPTY, Entry, Flag, Split, Wrapper, take_apart
 from omnigent.shell.simple import Effects, Shell, Simple
 from omnigent.shell.words import UNKNOWN, Said, Scope, Word
 
@@ -30,7 +30,22 @@ _LOADED = re.compile(r"LD_\w+|DYLD_\w+|BASH_ENV|ENV|BASH_FUNC.*|PERL5\w+|RUBYOPT
 _RUN = re.compile(r"(GIT_)?(PAGER|EDITOR)|GIT_SEQUENCE_EDITOR|VISUAL|MANPAGER|BROWSER|FCEDIT|GH_PAGER")
 _GIT_FINE = re.compile(r"GIT_(AUTHOR|COMMITTER)_\w+|GIT_TERMINAL_PROMPT|GIT_OPTIONAL_LOCKS|GIT_TRACE|GIT_MERGE_AUTOEDIT|"
                        r"GIT_LFS_SKIP_SMUDGE|GIT_PS1\w*")  # fmt: skip
-_PAGERS = {"", "cat", "less", "more", "true", ":", "head", "never", "less -F", "less -R", "less -FRX", "vim", "vi", "nano"}
+_PAGERS = {
+    "",
+    "cat",
+    "less",
+    "more",
+    "true",
+    ":",
+    "head",
+    "never",
+    "less -F",
+    "less -R",
+    "less -FRX",
+    "vim",
+    "vi",
+    "nano",
+}
 _NODE_OPTION = re.compile(r"--(max-old-space-size|experimental-[\w-]+|no-warnings|trace-warnings|enable-source-maps|"
                           r"unhandled-rejections|no-deprecation)(=[\w.-]+)?|")  # fmt: skip
 
@@ -57,11 +72,15 @@ def _path_fine(written: str) -> bool:
     parts = [part for part in value.strip("\"'").split(":")]
     home = r"(\$HOME|\$\{HOME\}|~|/root|/home/[\w.-]+|\$\{?GOPATH\}?|\$\(go env GOPATH\))"
     fine = rf"\$PATH|\$\{{PATH\}}|{home}/[\w./-]*bin|/(usr|opt|bin|sbin)[\w./@-]*|(\.|\$PWD|\$\(pwd\)|/\S*)?/?(node_modules/\.bin|\.?venv/bin)"
-    return all(re.fullmatch(fine, part) for part in parts) and any("$PATH" in part or "${PATH}" in part for part in parts)
+    return all(re.fullmatch(fine, part) for part in parts) and any(
+        "$PATH" in part or "${PATH}" in part for part in parts
+    )
 
 
 def _path_doubt(word: Word, scope: Scope, workspace: Path) -> str:
-    if word.known and all(re.fullmatch(r"/(usr|opt|bin|sbin)[\w./@-]*", part) for part in word.text.split(":")):
+    if word.known and all(
+        re.fullmatch(r"/(usr|opt|bin|sbin)[\w./@-]*", part) for part in word.text.split(":")
+    ):
         return ""
     return "PATH changes which programs are found."
 
@@ -112,12 +131,14 @@ class Arguments:
 
 
 def arguments_of(entry: Entry | None, arguments: Sequence[Word]) -> Arguments:
-    at, flags, subs = 0, [], list[str]()
+    at, flags, subs = 0, list[Flag](), list[str]()
     here = entry or EMPTY
     while here.sub:
         head = take_apart(here, arguments[at:], until_operand=True)
         if not head.operands:
-            return Arguments(here, replace(head, flags=(*flags, *head.flags)), tuple(subs), at, stray=not here.bare)
+            return Arguments(
+                here, replace(head, flags=(*flags, *head.flags)), tuple(subs), at, stray=not here.bare
+            )
         word = arguments[at + head.operands[0]]
         if not word.known:
             rest = take_apart(here, arguments[at:])
@@ -126,7 +147,9 @@ def arguments_of(entry: Entry | None, arguments: Sequence[Word]) -> Arguments:
         name = here.names.get(word.text, word.text)
         if name not in here.sub:
             rest = take_apart(here, arguments[at:])
-            return Arguments(here, replace(rest, flags=(*flags, *rest.flags)), tuple(subs), at, stray=not here.bare)
+            return Arguments(
+                here, replace(rest, flags=(*flags, *rest.flags)), tuple(subs), at, stray=not here.bare
+            )
         flags += head.flags
         at += head.operands[0] + 1
         here = here.sub[name]
@@ -142,14 +165,24 @@ def ordinary(shell: Shell, simple: Simple, program: str) -> Said:
     wrapper = programs.wrappers().get(" ".join((program, *taken.subs[:1])))
     if wrapper is not None and taken.subs:
         return _unwrap(shell, simple, program, wrapper, 1 + taken.base)
-    effects = effects_of(shell, simple, program, taken.subs, taken.entry, taken.split, arguments[taken.base :])
+    effects = effects_of(
+        shell, simple, program, taken.subs, taken.entry, taken.split, arguments[taken.base :]
+    )
     doubt = simple.doubt or taken.doubt or _unsure(taken, arguments) or next(iter(effects.doubts), "")
     names = taken.split.names
-    asks_only = bool(names) and not taken.split.operands and names <= (_ASKS_ALWAYS if taken.subs else _ASKS_ONLY)
-    everyday = (
-        entry is not None and taken.entry.everyday and not taken.stray and not _warned(taken) and effects.everyday
+    asks_only = (
+        bool(names) and not taken.split.operands and names <= (_ASKS_ALWAYS if taken.subs else _ASKS_ONLY)
     )
-    everyday = everyday or (asks_only and "/" not in simple.words[0].text and all(word.known for word in arguments))
+    everyday = (
+        entry is not None
+        and taken.entry.everyday
+        and not taken.stray
+        and not _warned(taken)
+        and effects.everyday
+    )
+    everyday = everyday or (
+        asks_only and "/" not in simple.words[0].text and all(word.known for word in arguments)
+    )
     _tell(shell, simple, program, doubt=doubt, taken=taken, effects=effects, everyday=everyday)
     return output_of(simple, program, taken.subs, taken.split, arguments[taken.base :])
 
@@ -234,7 +267,9 @@ def _shown(name: str, value: Word | None) -> str:
 def _unwrap(shell: Shell, simple: Simple, program: str, wrapper: Wrapper, base: int) -> Said:
     arguments = simple.words[base:]
     split = take_apart(wrapper.entry, arguments, until_operand=True)
-    plain = simple.plain and wrapper.plain and not (split.names & wrapper.entry.never) and not split.abbreviated
+    plain = (
+        simple.plain and wrapper.plain and not (split.names & wrapper.entry.never) and not split.abbreviated
+    )
     for flag in split.flags:
         if flag.name in wrapper.command_flags:
             return _shell_text(shell, simple, flag.value, plain=plain)
@@ -281,7 +316,9 @@ def _shell_text(
 ) -> Said:
     """A text that another shell reads: it has our functions, but of our variables only what was exported."""
     if text is None or not text.known:
-        return _tell(shell, simple, _program(simple), doubt="The text this shell runs isn't known before it runs.")
+        return _tell(
+            shell, simple, _program(simple), doubt="The text this shell runs isn't known before it runs."
+        )
     scope = simple.scope.copy()
     scope.args = args
     scope.split = True
@@ -392,7 +429,9 @@ def _interpreter(shell: Shell, simple: Simple, program: str) -> Said:
     if any(not word.tame for word in arguments[: split.operands[0] if split.operands else None]):
         return _tell(shell, simple, program, doubt="What this interpreter runs isn't known before it runs.")
     if split.names & entry.never or split.abbreviated:
-        return _tell(shell, simple, program, doubt=f"Code for {program} in the command itself isn't looked into.")
+        return _tell(
+            shell, simple, program, doubt=f"Code for {program} in the command itself isn't looked into."
+        )
     module = split.value("module") if program == "python" else None
     if module is not None:
         return _module(shell, simple, arguments, module)
@@ -412,7 +451,9 @@ def _interpreter(shell: Shell, simple: Simple, program: str) -> Said:
 def _module(shell: Shell, simple: Simple, arguments: Sequence[Word], module: Word) -> Said:
     """`python -m NAME …` is NAME with what follows."""
     place = next(
-        at for at, word in enumerate(arguments) if word is module or (word.text.startswith("-") and "m" in word.text)
+        at
+        for at, word in enumerate(arguments)
+        if word is module or (word.text.startswith("-") and "m" in word.text)
     )
     if arguments[place] is not module and place + 1 < len(arguments) and arguments[place + 1] is module:
         place += 1
@@ -427,7 +468,11 @@ def _module(shell: Shell, simple: Simple, arguments: Sequence[Word], module: Wor
     doubt = _unsure(taken, rest)
     cwd = simple.scope.cwd
     head = Path(cwd or "/", *name.split(".")[:1])
-    local = cwd is not None and head.is_relative_to(shell.workspace) and (head.is_dir() or head.with_suffix(".py").is_file())
+    local = (
+        cwd is not None
+        and head.is_relative_to(shell.workspace)
+        and (head.is_dir() or head.with_suffix(".py").is_file())
+    )
     source = Path(cwd or "/", "src", *name.split(".")[:1])
     local = local or (cwd is not None and source.is_dir())
     if str(head.with_suffix(".py")) in shell.written:
@@ -442,7 +487,9 @@ def _module(shell: Shell, simple: Simple, arguments: Sequence[Word], module: Wor
 
 
 def _cd(shell: Shell, simple: Simple) -> Said:
-    operands = [word for word in simple.words[1:] if not (word.known and re.fullmatch(r"-[LPe@]+|--", word.text))]
+    operands = [
+        word for word in simple.words[1:] if not (word.known and re.fullmatch(r"-[LPe@]+|--", word.text))
+    ]
     scope = simple.scope
     target = operands[0] if operands else Word(scope.home())
     _tell(shell, simple, _program(simple), everyday=True)
@@ -585,7 +632,9 @@ def _xargs(shell: Shell, simple: Simple) -> Said:
     rest = arguments[split.operands[0] :] if split.operands else (Word("echo"),)
     stdin = simple.around.stdin
     added = _arriving(stdin)
-    if split.value("arg-file") is not None or any(not word.tame for word in arguments[: len(arguments) - len(rest)]):
+    if split.value("arg-file") is not None or any(
+        not word.tame for word in arguments[: len(arguments) - len(rest)]
+    ):
         added = (Word("…", known=False, many=True),)
     replaced = split.value("replace")
     if replaced is not None or "i" in split.names:
@@ -674,7 +723,9 @@ def _inner_command(shell: Shell, simple: Simple, rest: Sequence[Word]) -> None:
         scope.remote = True
         run_command(
             shell,
-            replace(simple, words=tuple(rest), scope=scope, around=replace(simple.around, own=False), sets=()),
+            replace(
+                simple, words=tuple(rest), scope=scope, around=replace(simple.around, own=False), sets=()
+            ),
         )
 
 

@@ -494,8 +494,17 @@ class _Run:
             name = self.source.slice(target).partition("[")[0]
             atom = value is not None and value.type in ("arithmetic_expansion", "number")
             before = scope.variables.get(name)
-            tame = atom and before is not None and len(before) == 1 and (before[0].text.isdigit() or before[0].atom)
-            word = Word(f"${name}", known=False, atom=True, pattern="*") if tame else Word(f"${name}", known=False)
+            tame = (
+                atom
+                and before is not None
+                and len(before) == 1
+                and (before[0].text.isdigit() or before[0].atom)
+            )
+            word = (
+                Word(f"${name}", known=False, atom=True, pattern="*")
+                if tame
+                else Word(f"${name}", known=False)
+            )
             scope.variables[name] = (word,)
 
 

@@ -21,7 +21,9 @@ _ATOMS = set("?#$!") | {"RANDOM", "SECONDS", "LINENO", "UID", "EUID", "PPID", "B
 _NAME = re.compile(r"[A-Za-z_]\w*|\d+|[@*#?$!_-]")
 _SIMPLE_ESCAPES = {"n": "\n", "t": "\t", "a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f",
                    "r": "\r", "v": "\v", "\\": "\\", "'": "'", '"': '"', "?": "?"}  # fmt: skip
-_ANSI = re.compile(r"\\(?:x([0-9A-Fa-f]{1,2})|([0-7]{1,3})|u([0-9A-Fa-f]{1,4})|U([0-9A-Fa-f]{1,8})|c(.)|(.))", re.S)
+_ANSI = re.compile(
+    r"\\(?:x([0-9A-Fa-f]{1,2})|([0-7]{1,3})|u([0-9A-Fa-f]{1,4})|U([0-9A-Fa-f]{1,8})|c(.)|(.))", re.S
+)
 _RANGE = re.compile(r"(-?\d+|[A-Za-z])\.\.(-?\d+|[A-Za-z])(?:\.\.(-?\d+))?")
 
 
@@ -140,7 +142,9 @@ class Expander:
 
     def document(self, node: Node, start: int, end: int) -> Word:
         """The text of a here-document whose delimiter isn't quoted."""
-        return self._one(list(self._inside(node, start, end, document=True)), plain(self.source.text[start:end]))
+        return self._one(
+            list(self._inside(node, start, end, document=True)), plain(self.source.text[start:end])
+        )
 
     # Reading
 
@@ -306,12 +310,11 @@ class Expander:
             rest = []
         if rest and rest[0].text != "/":
             return marks
-        home = self.scope.home() if not name else _home_of(name, self.scope)
+        here = str(self.scope.cwd) if self.scope.cwd is not None else ""
+        home = self.scope.home() if not name else here if name == "+" else home_of(name)
         if not home:
             return [_Mark(words=(Word("~" + name, known=False),), raw="~" + name, quoted=True), *rest]
         return [_Mark(home, quoted=True), *rest]
-
-
 
 
 class _Builder:
@@ -347,7 +350,8 @@ class _Builder:
         if word.known:
             self.add(word.text, quoted=quoted)
             return
-        first = self.empty and not self.text
+        before, known = self.text, self.known
+        first = not before
         self.empty = False
         self.known = False
         self.many = self.many or (word.many and not quoted)
@@ -357,10 +361,8 @@ class _Builder:
         if word.pattern is not None:
             self.pattern += word.pattern
             self.atom = self.atom and word.atom
-        elif word.below is not None and first:
-            self.below, self.atom = word.below, False
-        elif word.below is not None:
-            self.vague, self.atom = True, False
+        elif word.below is not None and (first or (known and before.endswith("/"))):
+            self.below, self.atom = (os.path.join(before, word.below) if before else word.below), False
         else:
             self.vague, self.atom = True, False
 
@@ -405,7 +407,13 @@ def _is_list(raw: str) -> bool:
 
 def _ends(source: Source, node: Node) -> dict[int, tuple[str, int, Node]]:
     """Where expansions begin → kind, end, node. The grammar counts blanks before one as its own."""
-    kinds = ("command_substitution", "process_substitution", "expansion", "simple_expansion", "arithmetic_expansion")
+    kinds = (
+        "command_substitution",
+        "process_substitution",
+        "expansion",
+        "simple_expansion",
+        "arithmetic_expansion",
+    )
     found: dict[int, tuple[str, int, Node]] = {}
     nodes = [node] if node.type in kinds else list(below(node, *kinds))
     for each in nodes:
@@ -475,7 +483,9 @@ def _changed(word: Word, operation: str) -> Word:
         if operation[0] in "#%" and (word.pattern is not None or word.below is not None):
             where = word.below or os.path.dirname(word.pattern or "")
             fixed = re.split(r"[*?\[]", where)[0]
-            return Word(word.text, known=False, below=fixed.rpartition("/")[0] if fixed != where else fixed or ".")
+            return Word(
+                word.text, known=False, below=fixed.rpartition("/")[0] if fixed != where else fixed or "."
+            )
         return replace(word, known=False, pattern=None, below=None, atom=False)
     text = _operated(word.text, operation)
     return Word(word.text, known=False) if text is None else Word(text)
@@ -507,19 +517,24 @@ def _trimmed(text: str, how: str, pattern: str) -> str:
     if how in ("##", "%%"):
         lengths = reversed(lengths)
     for length in lengths:
-        part, rest = (text[:length], text[length:]) if how[0] == "#" else (text[len(text) - length :], text[: len(text) - length])
+        part, rest = (
+            (text[:length], text[length:])
+            if how[0] == "#"
+            else (text[len(text) - length :], text[: len(text) - length])
+        )
         if fnmatchcase(part, pattern):
             return rest
     return text
 
 
-def _home_of(name: str, scope: Scope) -> str:
-    if name == "+":
-        return str(scope.cwd) if scope.cwd is not None else ""
-    if not re.fullmatch(r"[a-z_][\w-]*", name):
+def home_of(name: str) -> str:
+    """The home of a user by name, of our own without one; "" where there is none."""
+    if not re.fullmatch(r"([a-z_][\w-]*)?", name):
         return ""
-    found = os.path.expanduser(f"~{name}")
-    return found if found.startswith("/") else ""
+    try:
+        return str(Path(f"~{name}").expanduser())
+    except RuntimeError:
+        return ""
 
 
 def _braces(marks: list[_Mark]) -> list[list[_Mark]]:
