@@ -166,7 +166,7 @@ async def test_a_request_is_asked_for_before_it_leaves_and_held_until_then(wire:
         (MESSAGES, "paused", 402, "billing_error", None),
         (MESSAGES, "denied", 403, "permission_error", None),
         (RESPONSES, "paused", 429, "insufficient_quota", "insufficient_quota"),
-        (RESPONSES, "denied", 403, "invalid_request_error", "permission_denied"),
+        (RESPONSES, "denied", 400, "invalid_request_error", "permission_denied"),
         (CHAT, "paused", 429, "insufficient_quota", "insufficient_quota"),
         (CHAT, "denied", 403, "invalid_request_error", "permission_denied"),
     ],

@@ -56,9 +56,10 @@ def paused(wire: Wire, message: str) -> web.Response:
 
 
 def denied(wire: Wire, message: str) -> web.Response:
-    """This call is not to be made."""
+    """This call is not to be made. Codex tries a 403 again, and shows the message of a 400."""
+    status = 400 if wire == "openai-responses" else 403
     kind = "invalid_request_error"
-    return _final(_response(wire, 403, message, "permission_error", kind, "permission_denied"))
+    return _final(_response(wire, status, message, "permission_error", kind, "permission_denied"))
 
 
 def _final(response: web.Response) -> web.Response:
