@@ -27,7 +27,7 @@ def open_page(size: str) -> Generator[Page]:
         yield page
         context.close()
         browser.close()
-    assert not [error for error in errors if "ERR_" not in error and "status of 40" not in error], errors
+    assert not [error for error in errors if "ERR_" not in error and "status of 4" not in error], errors
 
 
 def fits(page: Page) -> None:

@@ -50,15 +50,15 @@ function card(data, actions) {
   const paused = data.hold === "pause";
   const options = data.options || ["allow", "deny"];
   box.append(
-    element("p", { class: "ask" }, paused ? "A rule paused the turn at this call" : "May the agent do this?"),
-    paused ? element("p", { class: "flagged" }, "The call waits. Resume the turn, or change the budget, and it is decided anew.") : "",
+    element("p", { class: "ask" }, paused ? "A rule paused the turn at this call" : heading(data)),
+    paused ? element("p", { class: "flagged" }, "It waits until somebody allows or denies it, or changes the budget or the rules.") : "",
     ...asked(data),
     data.reason ? element("p", { class: "why" }, data.reason) : "",
     ruled(data.rule_ids),
     detached,
     element("p", { class: "terms" }, `May be answered by: ${(data.may_answer || ["owner"]).join(", ")}. `, expires),
     allow(options, paused, send),
-    data.patterns?.length && options.includes("allow") ? pattern(data.patterns, send) : "",
+    !paused && data.patterns?.length && options.includes("allow") ? pattern(data.patterns, send) : "",
     data.edit && options.includes("allow") ? edit(data.edit, send) : "",
     options.includes("deny") ? deny(send) : "",
     trouble,
@@ -69,6 +69,13 @@ function card(data, actions) {
     showExpiry(expires);
   });
   return box;
+}
+
+// Most approvals are of a tool call; some of a model call that the gateway holds, or of who is billed for a turn.
+function heading(data) {
+  if (data.call_id?.startsWith("call_")) return "May this model call be made?";
+  if (data.call_id?.startsWith("turn_")) return "May this be billed from now on?";
+  return "May the agent do this?";
 }
 
 // Sends one answer at a time. A control keeps the keyboard meanwhile: it is marked as disabled, not made so.
@@ -84,9 +91,8 @@ function sender(id, box, trouble, actions) {
     mark(true);
     trouble.hidden = true;
     try {
-      await actions.send(body.type ? body : keyed({ type: "resolve", approval_id: id, ...body }));
-      if (body.type) mark(false);
-      else await actions.refresh(id).catch(() => {}); // the stream tells it too
+      await actions.send(keyed({ type: "resolve", approval_id: id, ...body }));
+      await actions.refresh(id).catch(() => {}); // the stream tells it too
     } catch (error) {
       mark(false);
       trouble.textContent = error instanceof Problem ? error.message : "The server doesn’t answer. Try again: the same answer counts once.";
@@ -102,9 +108,8 @@ const button = (text, onclick, kind) => element("button", { type: "button", clas
 
 function allow(options, paused, send) {
   const box = element("div", { class: "choices" });
-  if (paused) box.append(button("Resume the turn", () => send({ type: "resume" }), "primary"));
-  if (options.includes("allow")) box.append(button("Allow once", () => send({ decision: "allow" }), paused ? null : "primary"));
-  if (options.includes("allow_session")) {
+  if (options.includes("allow")) box.append(button("Allow once", () => send({ decision: "allow" }), "primary"));
+  if (options.includes("allow_session") && !paused) { // a grant silences an ask, not a pause
     box.append(button("Allow for the session", () => send({ decision: "allow", grant: { scope: "session" } })));
   }
   return box;

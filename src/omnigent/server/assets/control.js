@@ -14,17 +14,16 @@ function sum(amount, partial, exact) {
 
 export function spent(now) {
   const { budget, usage } = now;
-  const listed = now.billing === "subscription" ? " at list price, nothing billed" : "";
-  if (budget) {
-    const near = typeof budget.cap_usd === "number" && Math.abs(budget.cap_usd - budget.spent_usd) < 0.01;
-    const amount = sum(budget.spent_usd, budget.unknown_calls, near);
-    const known = amount === "unknown" ? "spent: unknown" : amount;
-    return typeof budget.cap_usd === "number" ? `${known} of ${usd(budget.cap_usd)}${listed}` : `${known === amount ? `${amount} spent` : known}${listed}`;
-  }
   const used = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens + usage.output_tokens;
-  if (!used) return "";
-  const amount = sum(usage.cost_usd, usage.cost_partial);
-  return amount === "unknown" ? "cost: unknown" : `${amount}${listed}`;
+  if (!budget && !used) return "";
+  const cap = budget?.cap_usd;
+  const paid = budget ? budget.spent_usd : usage.cost_usd;
+  const partial = budget ? budget.unknown_calls : usage.cost_partial;
+  const amount = sum(paid, partial, typeof cap === "number" && Math.abs(cap - paid) < 0.01);
+  const known = amount === "unknown" ? "spent: unknown" : amount;
+  const listed = now.billing === "subscription" ? " at list price, nothing billed" : "";
+  if (typeof cap === "number") return `${known} of ${usd(cap)}${listed}`;
+  return `${known}${known === amount ? " spent" : ""}${listed}`;
 }
 
 export function billed(now) {
@@ -123,10 +122,9 @@ function budgetSection(tell) {
     const capped = typeof budget?.cap_usd === "number";
     text.textContent = [spent(now) || "Nothing spent yet", capped ? "" : "no cap"].filter(Boolean).join(", ");
     showMeter(meter, budget);
-    const unknown = budget?.unknown_calls || 0;
     more.textContent = [
       budget?.reserved_usd ? `${usd(budget.reserved_usd)} reserved for calls under way.` : "",
-      unknown ? `${unknown} ${unknown === 1 ? "call has" : "calls have"} an unknown price.` : "",
+      budget?.unknown_calls || now.usage.cost_partial ? "Not every call has a known price: this is a lower bound." : "",
       (now.run?.metering || now.metering) === "harness" ? "The agent counts its own model calls: they don’t pass our gateway." : "",
       `${now.usage.input_tokens + now.usage.cache_read_tokens + now.usage.cache_write_tokens} tokens in, ${now.usage.output_tokens} out.`,
     ].filter(Boolean).join(" ");
@@ -244,9 +242,9 @@ function factsLine() {
 // A paused turn: why, and what makes it go on.
 
 const PAUSES = {
-  budget: ["Paused: the budget is used up", "Raise the cap, then resume."],
-  policy: ["Paused by a rule", "Resume, and what the rule stopped is decided anew."],
-  held: ["Paused by a rule", "The call that waits is above. Resume, and it is decided anew."],
+  budget: ["Paused: the budget is used up", "Raise the cap, and the turn goes on."],
+  policy: ["Paused by a rule", "Change the rule, or resume if it no longer holds."],
+  held: ["Paused by a rule", "A call waits: allow or deny it where it stands, or change the budget or the rules."],
   quota: ["Paused: the provider’s quota is used up", "Nothing is lost; the turn goes on in the same conversation."],
 };
 
@@ -259,7 +257,8 @@ function pausedPanel(tell) {
   const box = element("div", {}, title, about, rules, until);
   const say = telling(box, tell);
   const cap = capForm("New cap in USD", say);
-  cap.append(element("button", { type: "button", class: "primary", onclick: () => say({ type: "resume" }) }, "Resume"));
+  const resume = element("button", { type: "button", class: "primary", onclick: () => say({ type: "resume" }) }, "Resume");
+  cap.append(resume);
   box.append(cap);
   panel.append(box);
   const tick = (paused) => {
@@ -274,12 +273,14 @@ function pausedPanel(tell) {
     if (!now) return void (held && at("message").focus());
     const [head, hint] = PAUSES[now.reason] || ["Paused", "Resume to go on."];
     title.textContent = head;
-    about.textContent = [now.detail, hint].filter(Boolean).join(" ");
+    const ruleCap = now.reason === "budget" && now.rule_ids?.length && !now.rule_ids.includes("budget");
+    about.textContent = [now.detail, hint, ruleCap ? "A cap that a rule sets is changed in that rule." : ""].filter(Boolean).join(" ");
     rules.replaceChildren(ruled(now.rule_ids));
     tick(now);
     const money = now.reason === "budget";
     cap.querySelector("input").hidden = !money;
     cap.querySelector("[type=submit]").hidden = !money;
     cap.querySelector("input").required = money;
+    resume.hidden = now.reason === "held";
   };
 }

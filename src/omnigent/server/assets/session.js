@@ -166,7 +166,7 @@ function showSession(now) {
   const open = Boolean(now.turn);
   at("interrupt").hidden = !open;
   at("steer").hidden = !(open && now.capabilities.steers);
-  at("send").textContent = open ? "Queue" : "Send";
+  at("send").textContent = open || now.paused ? "Queue" : "Send";
   at("working").hidden = !["running", "starting", "lost"].includes(now.status);
   at("working-text").textContent = now.status === "lost" ? now.status_reason : now.status === "starting" ? "starting the agent" : "working";
   const closed = now.status === "closed";
