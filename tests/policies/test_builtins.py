@@ -274,6 +274,8 @@ def test_the_examples_of_the_mission_have_at_most_six_lines_a_rule() -> None:
         ({}, model(), "-"),
         ({}, model(hosted=("web_search",)), "ask"),
         ({"hosted": "none"}, model(hosted=("web_search",)), "-"),
+        ({"hosted": "strip"}, model(hosted=("web_search",)), "allow"),
+        ({"hosted": "strip"}, model(), "-"),
         ({}, Message(description="hello"), "-"),
     ],
 )
@@ -482,6 +484,12 @@ def test_a_work_tree_below_an_agents_directory_is_judged_by_what_lies_in_it() ->
         ("terraform plan", "-"),
         ("kubectl delete pod x", "ask"),
         ("kubectl get pods", "-"),
+        ("python manage.py flush", "ask"),
+        ("python manage.py test", "-"),
+        ("php artisan migrate:fresh", "ask"),
+        ("npm run deploy", "ask"),
+        ("npm run build", "-"),
+        ("make release", "ask"),
     ],
 )
 def test_blast_radius(text: str, answer: str) -> None:
@@ -510,6 +518,43 @@ def test_blast_radius(text: str, answer: str) -> None:
 )
 def test_blast_radius_of_deletes_and_the_rest(action: Action, answer: str) -> None:
     assert said(built("blast_radius"), action) == answer
+
+
+@pytest.mark.parametrize(
+    ("find", "answer"),
+    [
+        ("find . -delete", "deny"),
+        ("find . -name x -delete", "ask"),
+        ("find / -maxdepth 1 -delete", "deny"),
+    ],
+)
+def test_find_deletes_what_it_finds_and_not_where_it_looks(find: str, answer: str) -> None:
+    # find's own flags are words with one dash.
+    words = [word for word in find.split() if not word.startswith("-")]
+    flags = tuple(sorted(word[1:] for word in find.split() if word.startswith("-")))
+    command = run(find, flags=flags)
+    nested = run(find, program="rm", argv=("rm", "-rf", "{}"), words=("{}",), flags=("force", "recursive"))
+    where = delete(words[1])
+    assert said(built("blast_radius"), command, where) == answer
+    assert said(built("blast_radius"), command, nested, where) == answer
+
+
+def test_a_request_of_an_everyday_gh_command_passes_and_none_of_its_others() -> None:
+    request = net("https://github.com/")
+    assert said(built("approve"), run("gh pr list", everyday=True), request) == "-"
+    assert said(built("approve"), run("gh api user"), request) == "ask"
+    assert said(built("approve"), run("curl x", everyday=True), request) == "ask"
+
+
+def test_a_push_is_judged_once_by_its_command_and_not_by_its_bare_request() -> None:
+    policy = built("github", repositories=["acme/*"])
+    assert (
+        said(
+            policy, run("gh pr create", repository="github.com/acme/app"), net("https://github.com/", "POST")
+        )
+        == "-"
+    )
+    assert said(policy, run("curl x"), net("https://github.com/", "POST")) == "ask"
 
 
 def test_blast_radius_answers_by_group() -> None:

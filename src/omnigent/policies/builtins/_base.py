@@ -111,6 +111,17 @@ def writes_api(action: Exec) -> bool:
     return flag(action, "f", "F", "field", "raw-field", "input")
 
 
+def command_of(call: Call, index: int) -> Exec | None:
+    """The command that the action at `index` comes from, where it comes from one."""
+    return next((each for each in reversed(call.actions[:index]) if isinstance(each, Exec)), None)
+
+
+def short(text: str, most: int = 60) -> str:
+    """On one line, cut, for a sentence."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def seconds(text: str) -> int:
     """`90s`, `10m`, `2h`, `1d` in seconds. `ValueError` for anything else."""
     number, unit = text[:-1], text[-1:]

@@ -32,10 +32,16 @@ class Blow:
 
 def blows(action: Exec) -> list[Blow]:
     """The rows that hold for a command, in the order of the table."""
-    program = "mkfs" if action.program.startswith("mkfs.") else action.program
+    program, words = "mkfs" if action.program.startswith("mkfs.") else action.program, action.words
+    if program in _INTERPRETERS and words:
+        program, words = words[0].rpartition("/")[2], words[1:]
     rows = _table().get(program, ())
     flags = frozenset(each.partition("=")[0] for each in action.flags) if rows else frozenset[str]()
-    return [row for row in rows if row.hits(action.words, flags)]
+    return [row for row in rows if row.hits(words, flags)]
+
+
+_INTERPRETERS = frozenset({"python", "php", "ruby", "perl", "node", "bun", "deno"})
+"""Of a script that is known by its name (`python manage.py flush`) the script is the program."""
 
 
 @cache

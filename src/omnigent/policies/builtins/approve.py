@@ -9,14 +9,15 @@
 - `net`: `unlisted` asks for hosts that are neither this machine nor in `hosts`; `all`, `none`. Package
   registries may be read, and code hosts be spoken to by git and ssh (a push asks for itself).
 - `mcp`: `unlisted` asks for all but `tools` (`server/tool`, `*` is any); `all`, `none`.
-- `hosted`: tools that run at the model's provider, out of this gate's sight: `all`, `none`.
+- `hosted`: tools that run at the model's provider, out of this gate's sight: `all`, `none`, or `strip`, which
+  cuts them out of the request.
 """
 
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 from omnigent.actions import Action, Exec, FileRead, FileWrite, Mcp, Model, Net, Spawn
-from omnigent.policies.builtins._base import Builtin, Params, one
+from omnigent.policies.builtins._base import Builtin, Params, command_of, one, short
 from omnigent.policies.builtins._hosts import CODE_HOSTS, REGISTRIES, is_local, listed
 from omnigent.policies.builtins._paths import Paths, target
 from omnigent.policies.contract import Decision, Facts, Opinion
@@ -31,7 +32,7 @@ class ApproveParams(Params):
     net: Literal["unlisted", "all", "none"] = "unlisted"
     mcp: Literal["unlisted", "all", "none"] = "unlisted"
     spawn: Literal["all", "none"] = "none"
-    hosted: Literal["all", "none"] = "all"
+    hosted: Literal["all", "none", "strip"] = "all"
     hosts: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
@@ -50,6 +51,8 @@ class Approve(Builtin[ApproveParams]):
         self._inside = Paths(params.paths)
 
     def decide(self, action: Action, facts: Facts) -> Opinion | None:
+        if isinstance(action, Model) and action.hosted and self.params.hosted == "strip":
+            return Opinion("allow", "", f"cut out: {', '.join(action.hosted)}", strip=action.hosted)
         reason = self._reason(action, facts)
         then: Decision = self.params.then
         return one(then, reason, f"{action.type} isn't among what passes by itself") if reason else None
@@ -58,12 +61,14 @@ class Approve(Builtin[ApproveParams]):
         params = self.params
         match action:
             case Exec() if params.exec == "all" or (params.exec == "unusual" and not action.everyday):
-                return f"{_name(action)} isn't an everyday command; a person must allow it."
+                return f"`{short(action.command)}` isn't an everyday command; a person must allow it."
             case FileWrite() if self._outside(params.write, action, facts):
                 return f"Writing {action.path} needs a person's yes{_where(action)}."
             case FileRead() if self._outside(params.read, action, facts):
                 return f"Reading {action.path} needs a person's yes{_where(action)}."
-            case Net() if params.net == "all" or (params.net == "unlisted" and not self._known(action)):
+            case Net() if params.net == "all" or (
+                params.net == "unlisted" and not self._known(action, facts)
+            ):
                 return f"A request to {action.host or 'a host that is not known'} needs a person's yes."
             case Mcp() if params.mcp == "all" or (params.mcp == "unlisted" and not self._listed(action)):
                 return f"The tool {action.tool} of {action.server} needs a person's yes."
@@ -82,21 +87,19 @@ class Approve(Builtin[ApproveParams]):
             which == "outside" and not action.in_workspace and not self._inside.cover(target(action, facts))
         )
 
-    def _known(self, request: Net) -> bool:
+    def _known(self, request: Net, facts: Facts) -> bool:
         if is_local(request.host) or listed(request.host, self.params.hosts):
             return True
         if request.host in REGISTRIES:
             return request.method.upper() in _READING
-        return request.method == "" and request.host in CODE_HOSTS
+        if request.host not in CODE_HOSTS:
+            return False
+        command = command_of(facts.call, facts.index)
+        reads = command is not None and command.program == "gh" and command.everyday
+        return request.method == "" or (reads and request.method.upper() in _READING)
 
     def _listed(self, call: Mcp) -> bool:
         return any(fnmatchcase(f"{call.server}/{call.tool}", pattern) for pattern in self.params.tools)
-
-
-def _name(action: Exec) -> str:
-    if not action.program:
-        return "This"
-    return " ".join((action.program, *action.words[:1])) if action.words else action.program
 
 
 def _where(action: FileRead | FileWrite) -> str:

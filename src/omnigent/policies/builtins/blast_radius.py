@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from omnigent.actions import Action, Exec, FileWrite
 from omnigent.events import JSON, Event, ToolCompleted, ToolRequested
-from omnigent.policies.builtins._base import Builtin, Params, flag, one, writes_api
+from omnigent.policies.builtins._base import Builtin, Params, command_of, flag, one, writes_api
 from omnigent.policies.builtins._blows import Group, blows, build_dirs
 from omnigent.policies.contract import Facts, Opinion
 
@@ -98,13 +98,15 @@ class BlastRadius(Builtin[BlastParams]):
 
     def _deletion(self, action: FileWrite, facts: Facts) -> Opinion | None:
         path, workspace = action.real_path, str(facts.setting.session.get("workspace", ""))
-        if _holds(path, workspace) or _is_top(path) or path.endswith("/.git"):
-            return self._answer(
-                "catastrophe", f"Deleting {action.path} would take away far more than this task made."
-            )
+        filtered = _is_filtered(facts)
+        if not filtered and (_holds(path, workspace) or _is_top(path) or path.endswith("/.git")):
+            reason = f"Deleting {action.path} would take away far more than this task made."
+            return self._answer("catastrophe", reason)
         if action.in_workspace and self._is_built(path, workspace):
             return None
         where = "" if action.in_workspace else ", which lies outside the workspace"
+        if filtered:
+            return self._answer("deletes", f"It deletes what it finds in {action.path}{where}.")
         return self._answer(
             "deletes", f"It deletes {action.path} and all in it{where}; a person must allow it."
         )
@@ -146,6 +148,25 @@ class BlastRadius(Builtin[BlastParams]):
         return action.cwd in facts.memory["fresh"] or any(
             isinstance(each, Exec) and _is_commit(each) and each.cwd == action.cwd for each in earlier
         )
+
+
+def _is_filtered(facts: Facts) -> bool:
+    """Whether it is `find` that deletes (or has it done), and not all it finds: the directory named is only
+    where it looks."""
+    command = command_of(facts.call, facts.index)
+    return command is not None and any(
+        isinstance(each, Exec)
+        and each.program == "find"
+        and each.command == command.command
+        and not _NO_FILTERS.issuperset(flag.partition("=")[0] for flag in each.flags)
+        for each in facts.call.actions[: facts.index]
+    )
+
+
+_NO_FILTERS = frozenset(
+    {"delete", "depth", "mindepth", "maxdepth", "xdev", "mount", "print", "L", "H", "P"}
+    | {"exec", "execdir", "ok", "r", "f", "rf", "fr", "recursive", "force"}
+)
 
 
 def _further(action: Exec) -> list[tuple[Group, str]]:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from omnigent.actions import Action, Exec, Mcp, Net
-from omnigent.policies.builtins._base import Builtin, Params, flag, one, writes_api
+from omnigent.policies.builtins._base import Builtin, Params, command_of, flag, one, writes_api
 from omnigent.policies.contract import Facts, Opinion
 
 Answer = Literal["allow", "ask", "deny"]
@@ -83,6 +83,10 @@ class Github(Builtin[GithubParams]):
     TYPES: ClassVar[frozenset[str] | None] = frozenset({"exec", "net", "mcp"})
 
     def decide(self, action: Action, facts: Facts) -> Opinion | None:
+        command = command_of(facts.call, facts.index) if isinstance(action, Net) else None
+        if command is not None and command.program in ("git", "gh"):
+            # The command says more of the repository than its bare request does.
+            return None
         write = self._write(action)
         if write is None:
             return None
