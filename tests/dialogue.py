@@ -4,12 +4,14 @@
 the test through `Talk`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnigent import commands
 from omnigent import events as ev
+from omnigent.audit import Audit
 from omnigent.blobs import Blobs
 from omnigent.config import ApprovalSettings, Config, ConfigFile, HarnessDefaults, Key, Provider
 from omnigent.errors import OmnigentError
@@ -17,8 +19,12 @@ from omnigent.events import JSON, Actor, Approvals, Body, Draft, Event
 from omnigent.house import House
 from omnigent.ids import new_id
 from omnigent.log import MemoryLog
+from omnigent.policies.state import TreeProjector
+from omnigent.rulebook import Rulebook
 from omnigent.session import Session
+from omnigent.shell import understand
 from omnigent.testing.log_suite import Hands
+from omnigent.trees import Trees
 from omnigent.views import SessionProjector, SessionView
 
 ANN = Actor(kind="person", id="ann", via="cli")
@@ -63,7 +69,7 @@ def config() -> Config:
     return Config(
         providers={"lab": lab, "spare": lab.model_copy()},
         harnesses={"scripted": defaults, "claude-code": defaults, "pi": defaults},
-        approvals=ApprovalSettings(expire_seconds=60),
+        approvals=ApprovalSettings(expire_seconds=60, detach_seconds=30),
     )
 
 
@@ -153,19 +159,17 @@ class Talk:
         self.items += 1
         return f"{prefix}_{self.items}"
 
-    async def calls(self, command: str = "ls", item_id: str | None = None) -> str:
+    async def calls(self, command: str = "make release", item_id: str | None = None) -> str:
         """The agent wants to run a command; the call's item id."""
         item_id = item_id or self.item("tc")
-        action = {"type": "exec", "command": command}
-        body = ev.ToolRequested.model_validate(
-            {
-                "tool": "bash",
-                "title": command,
-                "actions": [action],
-                "parsed": "full",
-                "raw": f'{{"command":"{command}"}}',
-                "native_id": "call_1",
-            }
+        actions, parsed = understand(command, self.home, self.home)
+        body = ev.ToolRequested(
+            tool="bash",
+            title=command,
+            actions=tuple(actions),
+            parsed=parsed,
+            raw=json.dumps({"command": command}),
+            native_id="call_1",
         )
         await self.say(body, item_id)
         return item_id
@@ -179,9 +183,14 @@ class Talk:
         self.port.now = "none"
         await self.session.gone(self.port.launches[-1]["epoch"])
 
-    async def synced(self, seen: list[str] | None = None, held: list[str] | None = None) -> None:
+    async def synced(
+        self,
+        seen: list[str] | None = None,
+        held: list[str] | None = None,
+        calls: list[str] | None = None,
+    ) -> None:
         self.port.now = "live"
-        await self.session.synced(seen or [], held or [], [], True)
+        await self.session.synced(seen or [], held or [], [], calls or [], True)
 
     # What is there to see.
 
@@ -229,8 +238,19 @@ class Talk:
 
 
 def make_house(home: Path, log: MemoryLog, clock: Hands, port: Port) -> House:
+    audit = Audit(home, log, clock)
     return House(
-        home, ConfigFile(home, config()), log, Blobs(home), port, clock, new_id, {"PATH": "/usr/bin"}
+        home,
+        ConfigFile(home, config()),
+        log,
+        Blobs(home),
+        port,
+        clock,
+        new_id,
+        {"PATH": "/usr/bin"},
+        trees=Trees(log),
+        audit=audit,
+        rulebook=Rulebook(MemoryLog(SessionProjector(), clock)),
     )
 
 
@@ -239,7 +259,7 @@ async def begin_talk(home: Path, approvals: Approvals = "ask") -> Talk:
     (home / "secrets").mkdir(parents=True, exist_ok=True)
     (home / "secrets" / "lab").write_text(REAL_KEY)
     clock = Hands()
-    log, port = MemoryLog(SessionProjector(), clock), Port()
+    log, port = MemoryLog(SessionProjector(), clock, trees=TreeProjector()), Port()
     body = ev.SessionCreated(
         title="",
         harness="scripted",

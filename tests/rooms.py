@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from omnigent import commands, processes
 from omnigent import events as ev
+from omnigent.audit import Audit
 from omnigent.blobs import Blobs
 from omnigent.config import Config, ConfigFile, HarnessDefaults, Key, Provider, RunnerSettings
 from omnigent.events import JSON, Actor, Approvals, Draft, Event
@@ -16,8 +17,11 @@ from omnigent.house import House
 from omnigent.ids import new_id, now
 from omnigent.link import RunnerHub
 from omnigent.log import MemoryLog
+from omnigent.policies.state import TreeProjector
+from omnigent.rulebook import Rulebook
 from omnigent.session import Session
 from omnigent.testing.scripted_model import ScriptedModel
+from omnigent.trees import Trees
 from omnigent.views import SessionProjector
 
 ANN = Actor(kind="person", id="ann", via="cli")
@@ -45,7 +49,7 @@ class Room:
         self.config = Config(
             providers={"lab": lab}, runner=runner, harnesses={"scripted": HarnessDefaults(model="m1")}
         )
-        self.log = MemoryLog(SessionProjector(), now)
+        self.log = MemoryLog(SessionProjector(), now, trees=TreeProjector())
         self.blobs = Blobs(home)
         self.deltas: list[str] = []
         self.hub: RunnerHub
@@ -80,6 +84,9 @@ class Room:
             now,
             new_id,
             environ,
+            trees=Trees(self.log),
+            audit=Audit(self.home, self.log, now),
+            rulebook=Rulebook(MemoryLog(SessionProjector(), now)),
         )
         self.session = Session(house, await self.log.view(SESSION))
         await self.hub.start()

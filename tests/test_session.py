@@ -78,7 +78,7 @@ async def test_the_real_key_is_in_the_launch_and_nowhere_else(talk: Talk) -> Non
     await talk.prompt("hello")
     launch = talk.port.launches[0]
     assert launch["upstream"]["headers"]["x-api-key"] == REAL_KEY
-    assert REAL_KEY not in str({**launch, "upstream": None})
+    assert REAL_KEY not in str({**launch, "upstream": None, "secrets": None})
     await talk.ready()
     assert REAL_KEY not in str([event.json_text() for event in await talk.events()])
     await talk.serves()
@@ -306,32 +306,32 @@ async def test_an_interrupt_with_nothing_to_interrupt_is_no_error(talk: Talk) ->
 
 
 async def test_an_allow_reaches_the_agent(busy: Talk) -> None:
-    call = await busy.calls("rm x")
+    call = await busy.calls("make release")
     assert (busy.view.status, busy.told()) == ("waiting", [])
     await busy.do("resolve", approval_id=busy.approval(), decision="allow")
     verdict = busy.command()
     assert (verdict["type"], verdict["item_id"], verdict["allow"]) == ("verdict", call, True)
     assert busy.view.status == "running"
-    await busy.calls("rm x")
+    await busy.calls("make release")
     assert busy.view.status == "waiting"  # once is once
 
 
 async def test_a_grant_for_the_session_is_for_that_very_action(busy: Talk) -> None:
-    await busy.calls("make test")
+    await busy.calls("make deploy")
     await busy.do("resolve", approval_id=busy.approval(), decision="allow", grant={"scope": "session"})
     busy.port.told()
-    await busy.calls("make test")
+    await busy.calls("make deploy")
     assert busy.command()["allow"] is True
-    await busy.calls("make clean")
+    await busy.calls("make release")
     assert busy.view.status == "waiting"
     again = await busy.restarted()
     again.port.now = "live"
-    await again.calls("make test")
+    await again.calls("make deploy")
     assert again.command()["allow"] is True  # the fold remembers, not the server
 
 
 async def test_a_deny_reaches_the_agent_with_its_reason(busy: Talk) -> None:
-    await busy.calls("rm x")
+    await busy.calls("make release")
     await busy.do("resolve", approval_id=busy.approval(), decision="deny", reason="not today")
     verdict = busy.command()
     assert (verdict["allow"], verdict["reason"]) == (False, "not today")
@@ -468,11 +468,11 @@ async def test_an_answer_the_runner_missed_is_told_again(busy: Talk) -> None:
     busy.port.now = "away"
     await busy.do("answer", question_id="q_1", values=[["this"]])
     busy.port.now = "live"
-    await busy.session.synced([busy.turn_id() or ""], [], ["q_1"], True)
+    await busy.session.synced([busy.turn_id() or ""], [], ["q_1"], [], True)
     assert busy.command()["values"] == [["this"]]
 
 
-async def test_an_approval_asked_after_the_turn_is_seen_and_ends_with_the_runner(busy: Talk) -> None:
+async def test_an_approval_asked_after_the_turn_is_seen_and_outlives_the_runner(busy: Talk) -> None:
     await busy.completes()
     await busy.calls()
     assert busy.view.status == "waiting"
@@ -480,8 +480,8 @@ async def test_an_approval_asked_after_the_turn_is_seen_and_ends_with_the_runner
     await busy.session.close_idle()
     assert busy.told() == []  # not idle
     await busy.vanishes()
-    assert (await busy.item_data(approval))["cancelled_by"] == "lost"
-    assert busy.view.status == "idle"
+    assert (await busy.item_data(approval))["detached"]
+    assert busy.view.status == "waiting"
 
 
 # Switching and models.
@@ -778,9 +778,10 @@ async def test_runner_gone_while_a_call_is_held(busy: Talk) -> None:
     call = await busy.calls()
     approval = busy.approval()
     await busy.vanishes()
-    assert (await busy.item_data(approval))["cancelled_by"] == "lost"
-    assert (await busy.item_data(call))["status"] == "unknown"
-    assert busy.view.status == "idle"
+    assert (await busy.item_data(approval))["detached"]
+    assert (await busy.item_data(call))["status"] == "cancelled"
+    assert busy.view.turn is None
+    assert busy.view.status == "waiting"
 
 
 async def test_runner_gone_with_a_queue(busy: Talk) -> None:

@@ -90,6 +90,8 @@ class SetModel(_Command):
     provider: str | None = None
     effort: str | None = None
     now: bool = False
+    accept_billing: bool = False
+    """It may change who is billed; without this such a change is refused (409)."""
 
 
 class Switch(_Command):
@@ -100,6 +102,7 @@ class Switch(_Command):
     model: str | None = None
     provider: str | None = None
     now: bool = False
+    accept_billing: bool = False
 
 
 class SetBudget(_Command):

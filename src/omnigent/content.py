@@ -9,10 +9,25 @@ from omnigent import events as ev
 from omnigent.blobs import Blobs
 from omnigent.errors import Malformed, TooLarge
 from omnigent.events import JSON
+from omnigent.redaction import Redactor
 
 LONGEST_PROMPT = 1_000_000
 """Bytes of a prompt's text in UTF-8."""
 LARGEST_IMAGE = 20 * 1024 * 1024
+
+
+def redacted(command: commands.Command, redactor: Redactor) -> commands.Command:
+    """The command without secrets in what people wrote. An image's bytes stay as they are."""
+    given = command.model_dump(mode="json", exclude={"idempotency_key"})
+    images = [part for part in given.get("content", []) if part["type"] == "image"]
+    if images:
+        given["content"] = [part for part in given["content"] if part["type"] != "image"]
+    clean = redactor.value(given)
+    if clean == given:
+        return command
+    if images:  # the text first, as it was or not: a place among images is nothing a secret may buy
+        clean["content"] = [*clean["content"], *images]
+    return commands.COMMAND.validate_python(clean | {"idempotency_key": command.idempotency_key})
 
 
 def take(inputs: Sequence[commands.Input], blobs: Blobs) -> tuple[ev.Content, ...]:

@@ -1,9 +1,11 @@
 """The link's frames: what a runner and its server say to each other, as length-prefixed JSON.
 
 Runner → server: `hello` (token; session, epoch and run once bound), `events` (drafts from `first`, with the
-blobs they name), `synced` (after a reconnect: what it has seen and what it holds), `deltas`, `heartbeat`.
+blobs they name), `synced` (after a reconnect: what it has seen and what it holds), `deltas`, `heartbeat`,
+`reserve` (a model call that its gateway holds).
 Server → runner: `launch` (bind to a session), `resume` (drop what is stored up to `acked`), `ack`, `command`,
-`close`, `fenced`. A command is identified by its `key`, so that sending it again is harmless.
+`grant` (may a model call leave), `ask_again` (a person answered for it), `close`, `fenced`. A command is
+identified by its `key`, so that sending it again is harmless.
 """
 
 import asyncio

@@ -1,14 +1,20 @@
 """What all sessions of a server share, and the one thing they need of the link: its runners."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from omnigent.audit import Audit
 from omnigent.blobs import Blobs
 from omnigent.config import Config, ConfigFile
 from omnigent.events import JSON
 from omnigent.ids import Clock, NewId
 from omnigent.log import Log
+from omnigent.redaction import Redactor
+from omnigent.rulebook import Rulebook
+from omnigent.secrets import known_secrets
+from omnigent.trees import Trees
 
 
 class Runners(Protocol):
@@ -27,7 +33,7 @@ class Runners(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class House:
     home: Path
     settings: ConfigFile
@@ -37,6 +43,22 @@ class House:
     clock: Clock
     new_id: NewId
     environ: dict[str, str]
+    trees: Trees
+    audit: Audit
+    rulebook: Rulebook
+    protected: tuple[str, ...] = ()
+    """Paths no agent may touch; see `deciding.protected`."""
+    api: str = ""
+    """host:port of our own API."""
+    _known: tuple[Config, Redactor] | None = field(default=None, repr=False)
+
+    async def redactor(self) -> Redactor:
+        """Takes out every secret known by the configuration as it is now."""
+        config = self.config
+        if self._known is None or self._known[0] is not config:
+            known = await asyncio.to_thread(known_secrets, config, self.home, self.environ)
+            self._known = (config, Redactor(known))
+        return self._known[1]
 
     @property
     def config(self) -> Config:

@@ -10,6 +10,7 @@ from omnigent.history import History
 from omnigent.house import House
 from omnigent.providers import choose, upstream
 from omnigent.registry import harness as find_harness
+from omnigent.secrets import known_secrets
 from omnigent.views import SessionView
 
 
@@ -29,6 +30,7 @@ async def launch_frame(
         history, dropped = carry.fit(await _history(house, view), choice.provider.context_tokens)
     epoch = await house.log.take_epoch(view.session_id)
     source = await asyncio.to_thread(upstream, choice.provider, house.home)
+    secrets = await asyncio.to_thread(known_secrets, house.config, house.home, house.environ)
     runner = house.config.runner
     return {
         "type": "launch",
@@ -39,6 +41,8 @@ async def launch_frame(
         "harness": name,
         "provider": choice.name,
         "billing": choice.provider.billing,
+        "credential": choice.provider.key.source,
+        "secrets": secrets,
         "model": choice.model,
         "workspace": view.workspace,
         "private": str(house.private(view.session_id, name)),

@@ -27,6 +27,7 @@ from omnigent.config import child_environment
 from omnigent.errors import Fenced, Gap, HomeUnusable, NotFound, OmnigentError
 from omnigent.events import JSON, Draft, NoticeRaised, canonical, encode_body
 from omnigent.log import Lease, Log
+from omnigent.metering import ModelCall
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,11 @@ class Ear(Protocol):
 
     async def say(self, deltas: list[JSON]) -> None: ...
 
-    async def synced(self, seen: list[str], held: list[str], questions: list[str], ready: bool) -> None: ...
+    async def synced(
+        self, seen: list[str], held: list[str], questions: list[str], calls: list[str], ready: bool
+    ) -> None: ...
+
+    async def reserve(self, epoch: int, call: ModelCall) -> None: ...
 
     async def gone(self, epoch: int) -> None: ...
 
@@ -227,7 +232,7 @@ class RunnerHub:
                 await self._hear(handle, frame)
         except Fenced:
             writer.write(frames.pack({"type": "fenced"}))
-        except (OmnigentError, ValidationError, KeyError):
+        except (OmnigentError, ValidationError, KeyError, TypeError):
             if await self._deleted(handle):
                 writer.write(frames.pack({"type": "fenced"}))
             else:
@@ -289,7 +294,11 @@ class RunnerHub:
             case "deltas":
                 await ear.say(frame["items"])
             case "synced":
-                await ear.synced(frame["seen"], frame["held"], frame["questions"], frame["ready"])
+                await ear.synced(
+                    frame["seen"], frame["held"], frame["questions"], frame["calls"], frame["ready"]
+                )
+            case "reserve":
+                await ear.reserve(lease.epoch, _model_call(frame["call"]))
             case _:
                 pass  # a heartbeat: being heard is all it says
 
@@ -345,6 +354,12 @@ def _draft(raw: JSON, harness: str, run: str) -> Draft:
         logger.error("%s", detail)
         return Draft(NoticeRaised(code="bad_event", level="error", detail=detail), run=run)
     return draft
+
+
+def _model_call(raw: JSON) -> ModelCall:
+    return ModelCall(
+        raw["call_id"], raw["model"], raw["input_tokens"], raw["max_output_tokens"], tuple(raw["hosted"])
+    )
 
 
 async def _end_of(pid: int, started: int) -> None:

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnigent import commands, content, delivery, processes, switching
+from omnigent import commands, content, continuing, delivery, processes, switching
 from omnigent import events as ev
+from omnigent.deciding import Judge
 from omnigent.errors import BadCursor, Conflict, Draining, KeyReused, OmnigentError
 from omnigent.events import JSON, Actor, Body, Delta, Draft, Event
 from omnigent.feed import Feed, Frame, delta_frame, event_frame
@@ -22,6 +23,9 @@ from omnigent.gate import Gate
 from omnigent.house import House
 from omnigent.launching import launch_frame
 from omnigent.log import CommandRecord
+from omnigent.metering import Cap, ModelCall
+from omnigent.session_policies import SessionPolicies
+from omnigent.spending import Spending
 from omnigent.views import SessionProjector, SessionView
 
 OPEN_TEXT = 256 * 1024
@@ -67,7 +71,14 @@ class Session:
         """Why the runner was told to close; it is told again until it is gone."""
         self._interrupting = False
         """The open turn is to be interrupted; told again to a runner that was away."""
-        self._gate = Gate(house, view, self._append, self._command, self._spawn_expire)
+        self._judge = Judge(house, view)
+        self._gate = Gate(
+            house, view, self._judge, self._append, self._command, self._cut_short, self._spawn_expire
+        )
+        self._spending = Spending(house, view, self._judge, self._gate, self._append_within, self._answer)
+        self._policies = SessionPolicies(house, view)
+        self._payer: tuple[str, str] | None = None
+        """The billing class and credential that a person agreed to, for the next start."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self.deleted = asyncio.Event()
@@ -83,6 +94,7 @@ class Session:
 
         Raises `KeyReused`, `Conflict`, `NotFound`, `Unprocessable`, `Malformed`, `TooLarge`.
         """
+        command = content.redacted(command, await self._house.redactor())
         digest = ev.sha256(ev.canonical(command.model_dump(mode="json", exclude={"idempotency_key"})))
         async with self._lock:
             self.idle_since = asyncio.get_running_loop().time()
@@ -98,7 +110,13 @@ class Session:
             answer = {"command_id": command_id, "state": "accepted", **plan.more}
             record = CommandRecord(self.id, command.idempotency_key, digest, answer)
             marked = [
-                Draft(d.body, d.item_id, turn_id=d.turn_id, actor=actor, cause=command_id)
+                Draft(
+                    d.body,
+                    d.item_id,
+                    turn_id=d.turn_id,
+                    actor=continuing.HOST if d.actor is continuing.HOST else actor,
+                    cause=command_id,
+                )
                 for d in plan.drafts
             ]
             await self._append(marked, record)
@@ -122,20 +140,77 @@ class Session:
             case commands.Interrupt():
                 return _Plan(self._gate.cancelled("interrupted"), then=self._interrupt)
             case commands.Resolve():
-                draft, call_id = await self._gate.resolve(command)
-                return _Plan([draft], then=lambda: self._gate.pass_verdict(call_id))
+                return await self._resolve(command)
             case commands.Answer():
                 draft = await self._gate.answer(command)
                 values = [list(labels) for labels in command.values]
                 return _Plan([draft], then=lambda: self._gate.pass_answer(command.question_id, values))
             case commands.SetModel() | commands.Switch():
                 return self._change_later(command, command_id)
+            case commands.SetBudget():
+                cap = None if command.cap_usd is None else round(command.cap_usd * 1e9)
+                return _Plan([Draft(ev.BudgetChanged(cap_nanousd=cap))], then=self._go_on_if_free)
+            case commands.SetPolicies():
+                return _Plan([await self._policies.changed(command)], then=self._go_on_if_free)
+            case commands.RevokeGrant():
+                return _Plan([self._gate.revoke(command.grant_id)])
             case commands.Resume():
-                return _Plan([Draft(ev.SessionReopened())] if self.view.closed else [])
+                return await self._resume()
             case commands.Stop():
                 return _Plan(self._given_up(), then=self._stop)
             case commands.Close():
                 return _Plan([*self._given_up(), Draft(ev.SessionClosed())], then=self._stop)
+
+    async def _resolve(self, command: commands.Resolve) -> _Plan:
+        drafts, asked = await self._gate.resolve(command)
+        call_id: str = asked["call_id"]
+        if asked["detached"]:
+            reason = "" if command.decision == "allow" else command.reason or "No reason was given."
+            return self._plan_to_go_on(drafts, continuing.answered(asked["title"], reason))
+        if call_id.startswith("call_"):
+            return _Plan(drafts, then=lambda: self._spending.resolved(call_id))
+        if call_id.startswith("turn_"):
+            return _Plan(drafts, then=lambda: self._payer_answered(command.decision == "allow"))
+        return _Plan(drafts, then=lambda: self._gate.pass_verdict(call_id))
+
+    async def _resume(self) -> _Plan:
+        """Reopen it, let the call that a rule paused run, or let the paused turn go on."""
+        drafts = [Draft(ev.SessionReopened())] if self.view.closed else []
+        held = self._gate.paused()
+        if held:
+            calls = [self.view.approvals_open[item_id]["call_id"] for item_id in held]
+            drafts += [Draft(ev.ApprovalResolved(outcome="allowed"), item_id) for item_id in held]
+            return _Plan(drafts, then=lambda: self._pass_verdicts(calls))
+        if self.view.paused is None:
+            return _Plan(drafts)
+        if (reason := await self._spending.still_stopped()) is not None:
+            raise Conflict(
+                reason, hint="Raise the budget (`omnigent budget`) or change the policies.", current="paused"
+            )
+        return self._plan_to_go_on(drafts, continuing.PAUSED)
+
+    def _plan_to_go_on(self, drafts: list[Draft], text: str) -> _Plan:
+        more, begins = continuing.drafts(self._house, self.view, text)
+        return _Plan([*drafts, *more], then=self._hand_over if begins else None)
+
+    async def _pass_verdicts(self, call_ids: Sequence[str]) -> None:
+        for call_id in call_ids:
+            await self._gate.pass_verdict(call_id)
+
+    async def _go_on_if_free(self) -> None:
+        """The budget or the rules changed: what they stopped goes on, if they let it."""
+        await self._gate.reconsider()
+        paused = self.view.paused
+        if paused is None or paused["reason"] == "quota" or self.view.closed or self.draining:
+            return
+        if await self._spending.still_stopped() is None:
+            await self._go_on()
+
+    async def _go_on(self) -> None:
+        drafts, begins = continuing.drafts(self._house, self.view, continuing.PAUSED)
+        await self._append(drafts)
+        if begins:
+            await self._hand_over()
 
     def _prompt(self, command: commands.Prompt) -> _Plan:
         view = self.view
@@ -150,7 +225,7 @@ class Session:
         message_id = self._house.new_id("msg")
         drafts = [Draft(body, message_id)]
         more: JSON = {"message_id": message_id}
-        if view.turn is None and not view.queue:
+        if view.turn is None and not view.queue and view.paused is None:
             turn_id = self._house.new_id("turn")
             drafts.append(Draft(ev.TurnStarted(trigger="prompt", message_id=message_id), turn_id=turn_id))
             return _Plan(drafts, more | {"turn_id": turn_id}, self._hand_over)
@@ -207,8 +282,12 @@ class Session:
                 return  # a change that waits for an agent's end or start
 
     def _may_begin(self) -> bool:
-        held_up = self.view.closed or self.draining or self._stopping or self._closing
-        return bool(self.view.queue) and self.view.turn is None and self._change is None and not held_up
+        view = self.view
+        if not view.queue or view.turn is not None or self._change is not None:
+            return False
+        if view.paused is not None and view.queue[0]["type"] == "message":
+            return False  # it waits behind the turn that is to go on
+        return not (view.closed or self.draining or self._stopping or self._closing)
 
     async def _begin(self, entry: JSON) -> None:
         if entry["type"] != "message":
@@ -260,6 +339,8 @@ class Session:
         self._launched_for = self.view.turn["id"] if self.view.turn else None
         try:
             frame = await launch_frame(self._house, self.view, harness, provider, model)
+            if await self._asks_who_pays(frame):
+                return
             self._ready, self._handed, self._epoch = False, False, frame["epoch"]
             await self._house.runners.launch(self.id, frame)
         except OmnigentError as error:
@@ -267,6 +348,32 @@ class Session:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             await self._start_failed(f"The runner can't be started: {reason}.")
+
+    async def _asks_who_pays(self, frame: JSON) -> bool:
+        """Whether a person must agree first: since the last start somebody else would be billed."""
+        view, wanted = self.view, (frame["billing"], frame["credential"])
+        known = (view.billing, view.credential)
+        if self._change is not None or view.turn is None or known == wanted or not view.credential:
+            return False  # a change that a person asked for said so when it was asked
+        if self._payer == wanted:
+            return False
+        self._launched_for = None
+        turn_id = view.turn["id"]
+        if not any(asked["call_id"] == turn_id for asked in view.approvals_open.values()):
+            await self._append([switching.who_pays(self._house, view, frame, known)])
+            self._gate.set_timer()
+        return True
+
+    async def _payer_answered(self, agreed: bool) -> None:
+        if agreed:
+            frame = await launch_frame(
+                self._house, self.view, self.view.harness, self.view.provider, self.view.model
+            )
+            self._payer = (frame["billing"], frame["credential"])
+            await self._hand_over()
+        elif self.view.turn is not None:
+            detail = "A person refused the change of who is billed."
+            await self._end_turn(ev.TurnFailed(code="billing_refused", detail=detail), delivered=False)
 
     async def _start_failed(self, detail: str) -> None:
         if self._change is not None:
@@ -298,9 +405,19 @@ class Session:
     def _command(self, key: str, command: JSON) -> None:
         self._house.runners.send(self.id, {"type": "command", "key": key, "command": command})
 
+    def _answer(self, frame: JSON) -> None:
+        self._house.runners.send(self.id, frame)
+
+    async def _cut_short(self, code: str, detail: str) -> None:
+        """End the open turn for a reason of ours: told as that reason, not as an interrupt."""
+        if self.view.turn is not None:
+            self._command(self._house.new_id("cmd"), {"type": "cut_short", "code": code, "detail": detail})
+
     async def _interrupt(self) -> None:
         turn = self.view.turn
         if turn is None:
+            if self.view.paused is not None:  # given up
+                await self._append([Draft(ev.TurnInterrupted(), turn_id=self.view.paused["turn_id"])])
             return
         if self._house.runners.state(self.id) == "none":  # nobody is left to interrupt it
             await self._end_turn(ev.TurnInterrupted(how="kill"), delivered=await self._was_delivered(turn))
@@ -331,9 +448,28 @@ class Session:
         """End an agent with nothing to do; the next prompt starts it again."""
         async with self._lock:
             view = self.view
-            waits = view.turn or view.queue or view.approvals_open or view.questions_open
-            if self._ready and not waits:
+            waits = view.turn or (view.queue and not view.paused) or view.questions_open
+            held = any(not asked["detached"] for asked in view.approvals_open.values())
+            if self._ready and not waits and not held:
                 self._close_runner("idle")
+
+    async def let_go(self) -> None:
+        """End an agent that has long been waiting for a person and for nothing else: the answer starts it
+        again."""
+        async with self._lock:
+            view, turn = self.view, self.view.turn
+            held = {asked["call_id"]: asked for asked in view.approvals_open.values()}
+            if not self._ready or turn is None or not held or set(view.calls) - set(held):
+                return
+            since = max(asked["asked_at"] for asked in held.values())
+            seconds = self._house.settings.start.approvals.detach_seconds
+            if view.questions_open or self._house.clock() - since < seconds * 1000:
+                return
+            detail = "The agent was let go while it waited for a person; the answer starts it again."
+            body = ev.TurnFailed(code="detached", detail=detail)
+            await self._append([*self._gate.detached(), Draft(body, turn_id=turn["id"])])
+            await self._turn_ended()
+            self._close_runner("idle")
 
     # How a turn ends.
 
@@ -342,7 +478,8 @@ class Session:
         turn = self.view.turn
         if turn is None:
             return
-        drafts = self._gate.cancelled("interrupted" if isinstance(body, ev.TurnInterrupted) else "lost")
+        interrupted = isinstance(body, ev.TurnInterrupted)
+        drafts = self._gate.cancelled("interrupted") if interrupted else self._gate.detached()
         if not turn["delivered"]:
             drafts.append(delivery.fate(turn, body, delivered))
         drafts.append(Draft(body, turn_id=turn["id"]))
@@ -379,6 +516,7 @@ class Session:
         Raises `Fenced` for an older epoch, `Gap` where numbers are missing.
         """
         async with self._lock:
+            drafts = await self._spending.priced(drafts)
             appended = await self._house.log.append(self.id, drafts, producer=run, first=first, epoch=epoch)
             turn = self.view.turn
             self._apply(appended.events)
@@ -392,7 +530,8 @@ class Session:
     async def _tell_fate(self, turn: JSON, events: Sequence[Event]) -> None:
         """A turn that its agent ended without ever saying that it got the message."""
         if not delivery.told(turn, events):
-            completed = any(isinstance(event.body, ev.TurnCompleted) for event in events)
+            ends = (ev.TurnCompleted, ev.TurnPaused)
+            completed = any(isinstance(event.body, ends) for event in events)
             delivered = True if completed else await self._was_delivered(turn)
             await self._append([delivery.fate(turn, None, delivered)])
 
@@ -402,15 +541,18 @@ class Session:
             case ev.ToolRequested() if body.gated:
                 call = self.view.calls.get(event.item_id or "")
                 if call is not None and not call["decided"]:
+                    await self._refresh_policies()
                     await self._gate.decide(event.item_id or "", body, event.turn_id)
             case ev.HarnessStarted():
                 await self._started(body)
             case ev.HarnessExited():
                 self._ready = False
                 await self._exited(body)
-            case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted():
+            case ev.TurnCompleted() | ev.TurnFailed() | ev.TurnInterrupted() | ev.TurnPaused():
                 if _by_its_exit(body):
                     self._ready = False  # its `harness.exited` follows: hand nothing more to it
+                    if drafts := self._gate.detached():
+                        await self._append(drafts)
                 if self.view.turn is None:
                     await self._turn_ended()
             case ev.MessageCompleted() | ev.ReasoningCompleted() | ev.ToolCompleted():
@@ -442,6 +584,19 @@ class Session:
             delivered = await self._was_delivered(turn)
             await self._end_turn(ev.TurnFailed(code=code, detail=detail), delivered=delivered)
 
+    async def reserve(self, epoch: int, call: ModelCall) -> None:
+        """A gateway holds a model call and asks whether it may leave."""
+        async with self._lock:
+            if epoch == self._epoch or not self._epoch:
+                await self._refresh_policies()
+                await self._spending.reserve(call)
+
+    async def _refresh_policies(self) -> None:
+        """What was applied to wider scopes meanwhile holds from the next decision on."""
+        draft = await self._policies.refreshed()
+        if draft is not None:
+            await self._append([draft])
+
     async def say(self, deltas: list[JSON]) -> None:
         """Deltas from the runner: remembered for late joiners, passed on to everyone."""
         frames: list[Frame] = []
@@ -456,9 +611,14 @@ class Session:
 
     # The runner's comings and goings.
 
-    async def synced(self, seen: list[str], held: list[str], questions: list[str], ready: bool) -> None:
-        """A runner is (again) there and has told all it had: give it what it missed."""
+    async def synced(
+        self, seen: list[str], held: list[str], questions: list[str], calls: list[str], ready: bool
+    ) -> None:
+        """A runner is (again) there and has told all it had: give it what it missed.
+
+        `calls` are its model calls under way: of others that left, nobody will tell."""
         async with self._lock:
+            await self._spending.lose(kept=calls)
             self._ready = ready and self.view.run is not None
             if self._closing:
                 self._close_runner(self._closing)
@@ -490,6 +650,7 @@ class Session:
                 await self._append([Draft(ev.HarnessExited(reason="runner_lost"))])
             if self._change is not None:
                 await self._change_failed(self._change, "Its runner ended.")
+            await self._spending.lose()
             await self._end_lost()
             await self._house.log.drop_lease(self.id, epoch)
             if self.view.turn is not None:
@@ -500,8 +661,8 @@ class Session:
         """End what the runner that is gone had: not a turn that it never heard of."""
         turn = self.view.turn
         if turn is None:
-            if cancelled := self._gate.cancelled("lost"):
-                await self._append(cancelled)
+            if drafts := self._gate.detached():
+                await self._append(drafts)
         elif not self._untold(turn):
             body = ev.TurnFailed(code="runner_lost", detail="The agent's runner ended unexpectedly.")
             await self._end_turn(body, delivered=await self._was_delivered(turn))
@@ -519,9 +680,10 @@ class Session:
         the turn's end.
         """
         async with self._lock:
-            await self._gate.expire()
+            await self._expire_now()
             turn = self.view.turn
             if turn is None:
+                await self._spending.lose()
                 await self._turn_ended()
             elif self._house.runners.state(self.id) == "none":
                 await self._take_up(turn)
@@ -533,6 +695,7 @@ class Session:
         if self.view.closed:
             await self._end_turn(ev.TurnInterrupted(how="kill"), delivered=False)
         elif turn["delivered"]:
+            await self._spending.lose()
             await self._end_lost()
         else:
             await self._hand_over()
@@ -543,7 +706,13 @@ class Session:
         appended = await self._house.log.append(self.id, drafts, command=record)
         self._apply(appended.events)
 
+    async def _append_within(self, drafts: Sequence[Draft], caps: Sequence[Cap]) -> None:
+        """Raises `OverBudget` where the ledger has no room left under a cap."""
+        appended = await self._house.log.append(self.id, drafts, caps=caps)
+        self._apply(appended.events)
+
     def _apply(self, events: Sequence[Event]) -> None:
+        self._house.trees.of(self.view.root_id).tell(events)
         for event in events:
             _PROJECTOR.fold(self.view, event, _no_item)
         if self.view.turn is None:
@@ -576,10 +745,24 @@ class Session:
 
     async def _expire(self) -> None:
         async with self._lock:
-            await self._gate.expire()
+            await self._expire_now()
+            await self._advance()
+
+    async def _expire_now(self) -> None:
+        """What ran out: approvals are denied, a quota that was reset lets the turn go on."""
+        for asked in await self._gate.expire():
+            if asked["call_id"].startswith("call_"):
+                await self._spending.resolved(asked["call_id"])
+            elif asked["call_id"].startswith("turn_"):
+                await self._payer_answered(False)
+        paused = self.view.paused
+        over = paused is not None and paused["until"] is not None and paused["until"] <= self._house.clock()
+        if over and not self.view.closed and not self.draining:
+            await self._go_on()
+        self._gate.set_timer()
 
 
-def _by_its_exit(body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted) -> bool:
+def _by_its_exit(body: ev.TurnCompleted | ev.TurnFailed | ev.TurnInterrupted | ev.TurnPaused) -> bool:
     """Whether the turn ended because the agent's process did."""
     match body:
         case ev.TurnFailed(code="agent_exited") | ev.TurnInterrupted(how="kill"):

@@ -4,20 +4,23 @@ import asyncio
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from omnigent import archive, commands, content, workspace
+from omnigent import archive, commands, content, session_policies, workspace
 from omnigent import events as ev
+from omnigent.audit import Audit
 from omnigent.blobs import Blobs
 from omnigent.config import Config, ConfigFile
+from omnigent.deciding import protected
 from omnigent.errors import (
     BadCursor,
     Conflict,
     Draining,
     KeyReused,
     MissingBinary,
+    NotFound,
     WorkspaceMissing,
 )
 from omnigent.events import JSON, Actor, Draft
@@ -26,10 +29,14 @@ from omnigent.house import House
 from omnigent.ids import Clock, NewId
 from omnigent.link import RunnerHub
 from omnigent.log import CommandRecord, ListQuery, Log, open_log
+from omnigent.metering import Spend
+from omnigent.policies.state import TreeProjector
 from omnigent.providers import choose
 from omnigent.registry import harness as find_harness
 from omnigent.registry import harness_name, harness_names
+from omnigent.rulebook import HOUSE, Rulebook
 from omnigent.session import Session
+from omnigent.trees import Trees
 from omnigent.views import SessionProjector, SessionView
 
 logger = logging.getLogger(__name__)
@@ -55,6 +62,10 @@ class CreateSession(_Request):
     title: str = Field(default="", max_length=500)
     prompt: str | None = None
     approvals: ev.Approvals = "ask"
+    policies: str = ""
+    """YAML text: the session's own policies, beside those of the wider scopes."""
+    budget_usd: float | None = Field(default=None, ge=0)
+    sandbox: Literal["host"] = "host"
     labels: dict[str, str] = {}
 
 
@@ -78,7 +89,14 @@ class Sessions:
     """The living room. `open` makes one; there is one per server."""
 
     def __init__(
-        self, home: Path, config: Config, log: Log, clock: Clock, new_id: NewId, environ: dict[str, str]
+        self,
+        home: Path,
+        config: Config,
+        log: Log,
+        clock: Clock,
+        new_id: NewId,
+        environ: dict[str, str],
+        api: str = "",
     ) -> None:
         self.home = home
         self._settings = ConfigFile(home, config)
@@ -86,19 +104,43 @@ class Sessions:
         self.blobs = Blobs(home)
         self.hub = RunnerHub(home, log, self.blobs, environ, self.get)
         self.draining = False
-        self._house = House(home, self._settings, log, self.blobs, self.hub, clock, new_id, environ)
+        self.audit = Audit(home, log, clock)
+        self.rulebook = Rulebook(self.audit.log)
+        self._house = House(
+            home,
+            self._settings,
+            log,
+            self.blobs,
+            self.hub,
+            clock,
+            new_id,
+            environ,
+            trees=Trees(log),
+            audit=self.audit,
+            rulebook=self.rulebook,
+            protected=protected(home, Path(environ.get("HOME") or Path.home())),
+            api=api,
+        )
         self._open: dict[str, asyncio.Task[Session]] = {}
         self._ticker: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
-        cls, home: Path, config: Config, environ: dict[str, str], clock: Clock, new_id: NewId
+        cls,
+        home: Path,
+        config: Config,
+        environ: dict[str, str],
+        clock: Clock,
+        new_id: NewId,
+        api: str = "",
     ) -> "Sessions":
-        """Open the log, take up the runners of an earlier server, end what was lost with it."""
-        log = open_log(home, SessionProjector(), clock)
-        sessions = cls(home, config, log, clock, new_id, environ)
+        """Open the log, take up the runners of an earlier server, end what was lost with it. `api` is our
+        own address, host:port."""
+        log = open_log(home, SessionProjector(), clock, trees=TreeProjector())
+        sessions = cls(home, config, log, clock, new_id, environ, api)
+        await sessions.rulebook.load()
         leased = set(await sessions.hub.start())
-        for status in ("starting", "running", "waiting"):
+        for status in ("starting", "running", "waiting", "paused"):
             for session_id in await sessions._with_status(status):
                 if session_id not in leased:  # else its runner comes back, or its end is told
                     await (await sessions.get(session_id)).recover()
@@ -139,6 +181,18 @@ class Sessions:
         """The session object of the API."""
         return self.summary((await self.get(session_id)).view)
 
+    async def budget(self, session_id: str) -> JSON:
+        """What the session's family has spent, and the cap on it."""
+        view = await self._view(session_id)
+        spend = (await self.log.spend(session_id, self._house.clock())).get("family", Spend())
+        return {
+            "cap_usd": None if view.budget_nanousd is None else view.budget_nanousd / 1e9,
+            "spent_usd": spend.nanousd / 1e9,
+            "tokens": spend.tokens,
+            "unknown_calls": spend.unknown,
+            "notional_usd": spend.notional / 1e9,
+        }
+
     def summary(self, view: SessionView) -> JSON:
         lost = view.turn is not None and self.hub.lost(view.session_id)
         usage: JSON = {name: view.usage.get(name, 0) for name in _USAGE}
@@ -153,6 +207,8 @@ class Sessions:
             "model": view.model,
             "provider": view.provider,
             "billing": view.billing,
+            "credential": view.credential,
+            "metering": view.metering,
             "workspace": view.workspace,
             "approvals": view.approvals,
             "sandbox": view.sandbox,
@@ -161,7 +217,10 @@ class Sessions:
             "status_since": view.status_since,
             "last_seq": view.as_of_seq,
             "usage": usage,
-            "budget": None,
+            "budget": _budget(view),
+            "paused": view.paused,
+            "policies": view.policies,
+            "grants": view.grants,
             "pending": {"approvals": len(view.approvals_open), "questions": len(view.questions_open)},
             "queue_length": len(view.queue),
             "turn": view.turn and {name: view.turn[name] for name in ("id", "message_id", "trigger")},
@@ -223,6 +282,8 @@ class Sessions:
     async def create(self, request: CreateSession, actor: Actor, key: str) -> tuple[JSON, bool]:
         """A session, and its first turn if there is a prompt. Raises what makes it impossible, by name."""
         self._refuse_if_draining()
+        redactor = await self._house.redactor()
+        request = CreateSession.model_validate(redactor.value(request.model_dump()))
         record, known = await self._replay(key, request)
         if known is not None:
             return await self.describe(known), True
@@ -240,9 +301,16 @@ class Sessions:
             workspace=str(path),
             approvals=request.approvals,
             owner=OWNER,
+            sandbox=request.sandbox,
+            billing=choice.provider.billing,
+            credential=choice.provider.key.source,
             labels=request.labels,
         )
-        drafts = [Draft(body, actor=actor)]
+        first = session_policies.first(self._house, str(path), OWNER, request.policies)
+        drafts = [Draft(body, actor=actor), Draft(first.body, actor=actor)]
+        if request.budget_usd is not None:
+            cap = ev.BudgetChanged(cap_nanousd=round(request.budget_usd * 1e9))
+            drafts.append(Draft(cap, actor=actor))
         if request.prompt is not None:
             drafts += self._first_prompt(request.prompt, actor)
         record = CommandRecord(ORG, key, record.request_sha256, {"session_id": session_id})
@@ -334,7 +402,8 @@ class Sessions:
 
     async def patch(self, session_id: str, request: PatchSession, actor: Actor) -> JSON:
         session = await self.get(session_id)
-        changes = request.model_dump(exclude_none=True)
+        redactor = await self._house.redactor()
+        changes: JSON = redactor.value(request.model_dump(exclude_none=True))
         if changes:
             await session.record([ev.SessionUpdated(**changes)], actor)
         return self.summary(session.view)
@@ -350,6 +419,14 @@ class Sessions:
         await self.log.delete(session_id)
         self._open.pop(session_id, None)
         session.deleted.set()
+
+    async def refused(self, session_id: str | None, body: ev.AccessRefused) -> None:
+        """Somebody asked from inside an agent for what only a person may: kept where it will be seen."""
+        draft = Draft(body, item_id=self._house.new_id("ntc"))
+        await self.audit.note(session_id or HOUSE, [draft])
+        if session_id is not None:
+            with contextlib.suppress(NotFound, Conflict):  # unknown, or imported and read-only
+                await (await self.get(session_id)).record([body], ev.SYSTEM)
 
     # Export and import.
 
@@ -383,6 +460,8 @@ class Sessions:
                 if not task.done() or task.exception() is not None:
                     continue
                 session = task.result()
+                if session.view.approvals_open and session_id in live:
+                    await session.let_go()
                 idle = session.view.turn is None and not session.view.queue
                 if not idle:
                     session.idle_since = loop.time()
@@ -418,6 +497,7 @@ class Sessions:
             await asyncio.gather(self._ticker, return_exceptions=True)
         await self.hub.close()
         await self.log.close()
+        await self.audit.close()
 
     # The last, for its name hides the builtin from the annotations that follow.
     async def list(self, query: ListQuery) -> tuple[list[JSON], str | None]:
@@ -441,6 +521,19 @@ def item_json(row: Any) -> JSON:
     return {**row.data, "view_seq": row.view_seq, "pos": row.pos}
 
 
+def _budget(view: SessionView) -> JSON | None:
+    """The cap, with what this session itself has spent; `GET …/budget` tells of its whole family."""
+    if view.budget_nanousd is None:
+        return None
+    reserved = sum(call["estimate_nanousd"] or 0 for call in view.reserved.values())
+    return {
+        "cap_usd": view.budget_nanousd / 1e9,
+        "spent_usd": (view.cost_nanousd or 0) / 1e9,
+        "reserved_usd": reserved / 1e9,
+        "unknown_calls": int(view.cost_partial),
+    }
+
+
 def _reason(view: SessionView, lost: bool) -> str:
     if lost:
         return "The agent's runner doesn't answer."
@@ -448,4 +541,6 @@ def _reason(view: SessionView, lost: bool) -> str:
         return "approval"
     if view.questions_open:
         return "question"
+    if view.paused is not None:
+        return view.paused["reason"]
     return ""

@@ -2,7 +2,8 @@
 
 from omnigent import commands
 from omnigent import events as ev
-from omnigent.errors import Unprocessable
+from omnigent.actions import Model
+from omnigent.errors import Conflict, Unprocessable
 from omnigent.events import JSON, Draft
 from omnigent.house import House
 from omnigent.providers import Choice, choose
@@ -14,9 +15,10 @@ from omnigent.views import SessionView
 def decided(house: House, view: SessionView, command: commands.Switch | commands.SetModel) -> JSON:
     """The command with its harness, provider and model settled, as it stands in the queue.
 
-    Raises `UnknownHarness`, `MissingBinary`, `ProviderMissing`, `WireMismatch`, `Unprocessable`.
+    Raises `UnknownHarness`, `MissingBinary`, `ProviderMissing`, `WireMismatch`, `Unprocessable`, and
+    `Conflict` where somebody else would be billed and the command doesn't accept that.
     """
-    arguments = command.model_dump(mode="json", exclude={"idempotency_key"})
+    arguments = command.model_dump(mode="json", exclude={"idempotency_key", "accept_billing"})
     if isinstance(command, commands.Switch):
         name = harness_name(command.harness)
         arguments["harness"] = name
@@ -25,7 +27,39 @@ def decided(house: House, view: SessionView, command: commands.Switch | commands
     else:
         provider = command.provider or view.provider
         choice = choose(house.config, find_harness(view.harness), provider, command.model)
+    before = payer(view.billing, view.credential)
+    after = payer(choice.provider.billing, choice.provider.key.source)
+    if view.credential and before != after and not command.accept_billing:
+        raise Conflict(
+            f"This changes who is billed: from {before} to {after}.",
+            hint="If that is what you want: --accept-billing (`accept_billing: true`).",
+            current=before,
+            wanted=after,
+        )
     return arguments | {"provider": choice.name, "model": choice.model}
+
+
+def payer(billing: str, credential: str) -> str:
+    """Who pays, in words: the class of billing and the credential's name."""
+    return f"{billing} ({credential})" if credential else billing
+
+
+def who_pays(house: House, view: SessionView, launch: JSON, known: tuple[str, str]) -> Draft:
+    """The question before an agent is started that would bill somebody else than the last one did."""
+    turn = view.turn or {}
+    wanted = payer(launch["billing"], launch["credential"])
+    action = Model(wire=launch["upstream"]["wire"], provider=launch["provider"], model=launch["model"] or "")
+    body = ev.ApprovalRequested(
+        call_id=turn["id"],
+        actions=(action,),
+        action_sha256="",
+        title=f"Bill {wanted}",
+        reason=f"Until now this session was billed to {payer(*known)}; from now on it would be {wanted}.",
+        rule_ids=("builtin.billing",),
+        options=("allow", "deny"),
+        expires_at=house.clock() + house.settings.start.approvals.expire_seconds * 1000,
+    )
+    return Draft(body, house.new_id("ap"), turn_id=turn["id"])
 
 
 def _target(house: House, view: SessionView, name: str, provider: str | None, model: str | None) -> Choice:

@@ -27,6 +27,7 @@ from omnigent.events import (
     TurnCompleted,
     TurnFailed,
     TurnInterrupted,
+    TurnPaused,
     TurnStarted,
     WorkspaceCheckpointed,
 )
@@ -55,14 +56,15 @@ from omnigent.harnesses._wire import open_agent
 from omnigent.harnesses.probe_results import untested
 from omnigent.ids import new_id, now
 from omnigent.providers import Upstream
+from omnigent.redaction import Redactor
 from omnigent.registry import admission as find_admission
 from omnigent.registry import harness as find_harness
 from omnigent.runner.link import Link
+from omnigent.runner.metering import LinkMeter
 from omnigent.runner.orders import misread, read_command, read_launch, secrets_of
 from omnigent.runner.spool import Spool, to_blob
 from omnigent.runner.stall import Stall
 from omnigent.runner.streams import Streams
-from omnigent.secrets import Redactor
 
 HEARTBEAT_SECONDS = 3.0
 WATCH_SECONDS = 0.25
@@ -86,6 +88,9 @@ class Runner:
         """The launch; empty until there is one."""
         self._agent: HarnessSession | None = None
         self._gateway: Gateway | None = None
+        self._meter = LinkMeter(self._link.send, self._emit_own)
+        self._cut_short: TurnFailed | None = None
+        """Why the server had the open turn interrupted."""
         self._redactor = Redactor(())
         self._spool = Spool()
         self._streams = Streams(self._split, self._send_deltas, self._emit)
@@ -146,6 +151,10 @@ class Runner:
                 self._end_if_told()
             case "command" | "close":
                 self._commands.put_nowait(frame)
+            case "grant":
+                self._meter.answered(frame)
+            case "ask_again":
+                self._meter.ask_again(frame["call_id"])
             case "fenced":
                 self._done.set()
             case _:
@@ -162,10 +171,12 @@ class Runner:
                 "seen": list(self._seen),
                 "held": list(self._held),
                 "questions": list(self._questions),
+                "calls": self._meter.calls(),
                 "ready": self._ready,
             }
         )
         self._send_deltas(self._streams.whole())
+        self._meter.ask_again()
         if self._gateway is not None:
             self._gateway.release()
         self._end_if_told()
@@ -193,6 +204,9 @@ class Runner:
         entry = self._spool.add(self._redactor.value(frames.pack_draft(draft, agent)), blobs)
         self._streams.flush()
         self._link.send(entry.frame())
+
+    def _emit_own(self, body: Body) -> None:
+        self._emit(body, agent=False)
 
     def _notice(self, code: str, level: Literal["warning", "error"], detail: str) -> None:
         self._emit(NoticeRaised(code=code, level=level, detail=detail), agent=False)
@@ -228,9 +242,9 @@ class Runner:
     async def _drive(self, frame: JSON) -> None:
         try:
             upstream = Upstream(**frame["upstream"])
-            self._redactor = Redactor(secrets_of(upstream))
+            self._redactor = Redactor([*secrets_of(upstream), *frame["secrets"]])
             listener = socket.create_server(("127.0.0.1", 0))
-            gateway = Gateway(upstream, frame["placeholder"], listener)
+            gateway = Gateway(upstream, frame["placeholder"], listener, self._meter)
             launch, home = read_launch(frame, upstream, gateway), Path(frame["home"])
             checkpoint = frame.get("checkpoint")
             self._checkpoint = workspace.Checkpoint(**checkpoint) if checkpoint else None
@@ -288,7 +302,7 @@ class Runner:
                 pass  # being heard is all it says
 
     def _take_event(self, emit: Emit) -> None:
-        body = emit.body
+        body = self._as_it_ended(emit.body)
         match body:
             case TurnStarted():
                 self._turn = emit.turn_id
@@ -309,8 +323,21 @@ class Runner:
             case _:
                 pass
         self._emit(body, emit.item_id, parent_item_id=emit.parent_item_id, turn_id=emit.turn_id)
-        if isinstance(body, TurnCompleted | TurnFailed | TurnInterrupted):
+        if isinstance(body, TurnCompleted | TurnFailed | TurnInterrupted | TurnPaused):
             self._turn_ended()
+
+    def _as_it_ended(self, body: Body) -> Body:
+        """A turn's end as it really came about. The agent only knows that a call was refused, or that it was
+        interrupted; what we did it for is ours to say."""
+        if not isinstance(body, TurnCompleted | TurnFailed | TurnInterrupted):
+            return body
+        stopped, cut = self._meter.instead, self._cut_short
+        self._meter.instead = self._cut_short = None
+        if cut is not None:
+            return cut
+        if stopped is None or isinstance(body, TurnInterrupted):
+            return body
+        return stopped
 
     def _turn_ended(self) -> None:
         turn, self._turn = self._turn, None
@@ -341,6 +368,8 @@ class Runner:
             model=ready.model or self._bound["model"],
             provider=self._bound["provider"],
             billing=self._bound["billing"],
+            credential=self._bound["credential"],
+            metering="gateway",
             capabilities={name: getattr(capabilities, name) for name in capabilities.__slots__},
             tools=ready.tools,
             mcp_servers=ready.mcp_servers,
@@ -402,6 +431,8 @@ class Runner:
             if len(self._seen) > REMEMBERED:
                 del self._seen[next(iter(self._seen))]
             command = read_command(frame["command"])
+            if frame["command"]["type"] == "cut_short":
+                self._cut_short = TurnFailed(code=frame["command"]["code"], detail=frame["command"]["detail"])
             self._note(command)
             await self._agent.send(command)
 
@@ -409,6 +440,7 @@ class Runner:
         match command:
             case StartTurn():
                 self._turn = command.turn_id
+                self._meter.instead = self._cut_short = None
                 self._stall.begin(self._loop.time())
             case Verdict():
                 self._held.pop(command.item_id, None)

@@ -22,7 +22,6 @@ from omnigent.harnesses import (
 )
 from omnigent.history import History, Image
 from omnigent.providers import Upstream
-from omnigent.secrets import credentials
 
 _CONTENT: TypeAdapter[tuple[Content, ...]] = TypeAdapter(tuple[Content, ...])
 
@@ -60,9 +59,12 @@ def misread(error: Exception) -> str:
     )
 
 
-def secrets_of(upstream: Upstream, frame: JSON | None = None) -> list[str]:
-    """What must be redacted: the provider's credential, and what the server knows of beside it."""
-    return [*credentials({**upstream.headers, **upstream.query}), *(frame or {}).get("secrets", ())]
+def secrets_of(upstream: Upstream) -> list[str]:
+    """The values of headers and query parameters that carry a credential, without their scheme."""
+    fields = {**upstream.headers, **upstream.query}
+    words = ("auth", "key", "token", "secret", "cookie", "password")
+    named = [value for name, value in fields.items() if any(word in name.lower() for word in words)]
+    return [value.split()[-1] for value in named if value.split()]
 
 
 def read_command(raw: JSON) -> Command:
@@ -71,12 +73,12 @@ def read_command(raw: JSON) -> Command:
             return StartTurn(raw["turn_id"], raw["message_id"], *_content(raw))
         case "steer":
             return Steer(raw["message_id"], *_content(raw))
-        case "interrupt":
+        case "interrupt" | "cut_short":
             return Interrupt()
         case "set_model":
             return SetModel(raw["model"], raw["effort"])
         case "verdict":
-            return Verdict(raw["item_id"], raw["allow"], raw["reason"])
+            return Verdict(raw["item_id"], raw["allow"], raw["reason"], raw["command"])
         case "answer":
             values = tuple(tuple(value) for value in raw["values"])
             return Answer(raw["question_id"], values, raw["cancelled"])
