@@ -11,7 +11,8 @@ from omnigent.events import Body, Draft, Event
 from omnigent.hindsight import Judged, Trial, judge
 from omnigent.log import MemoryLog
 from omnigent.policies.language import parse
-from omnigent.server.explaining import recorded_events
+from omnigent.policies.state import TreeProjector
+from omnigent.server.recorded import lineage, recorded_events
 from omnigent.views import SessionProjector
 
 pytestmark = pytest.mark.anyio
@@ -130,14 +131,17 @@ async def test_what_was_denied_or_failed_then_did_not_happen(
 
 
 async def test_a_fork_remembers_its_prefix_and_a_child_its_tree(log: MemoryLog) -> None:
-    await log.create("ses_1", [created(), requested("tc_1", "npm ci"), done("tc_1")])
+    note = Draft(ev.NoticeRaised(code="x", level="info", detail="so that it is longer than the fork"))
+    await log.create("ses_1", [created(), *[note] * 9, requested("tc_1", "npm ci"), done("tc_1")])
     parent = (await log.read("ses_1"))[-1]
     forked = ev.SessionForked(
-        parent_id="ses_1", at_seq=3, parent_hash=parent.hash, owner="local", title="f", harness="scripted",
+        parent_id="ses_1", at_seq=12, parent_hash=parent.hash, owner="local", title="f", harness="scripted",
         model="m", provider="p", workspace="/w", approvals="ask",
     )  # fmt: skip
-    await log.fork("ses_1", 3, "ses_2", [Draft(forked), requested("tc_2", "git push")])
+    await log.fork("ses_1", 12, "ses_2", [Draft(forked), requested("tc_2", "git push")])
     assert said(await judged(log, "ses_2", PUSH, as_recorded=False)) == [("tc_1", "allow"), ("tc_2", "ask")]
+    assert lineage(await recorded_events(log, "ses_2"), "ses_2") == {"ses_1", "ses_2"}
+    assert lineage(await recorded_events(log, "ses_1"), "ses_1") == {"ses_1"}
 
     child = created().body
     assert isinstance(child, ev.SessionCreated)
@@ -145,6 +149,38 @@ async def test_a_fork_remembers_its_prefix_and_a_child_its_tree(log: MemoryLog) 
     await log.create("ses_3", [Draft(child), requested("tc_3", "git push")], root_id="ses_1")
     found = await judged(log, "ses_3", PUSH, as_recorded=False, sessions=frozenset({"ses_3"}))
     assert said(found) == [("tc_3", "ask")]
+
+
+async def test_a_fork_knows_what_its_parents_children_did_before_the_cut(clock: Clock) -> None:
+    """The events read are those that the log itself has folded."""
+    log = MemoryLog(SessionProjector(), clock, trees=TreeProjector())
+    child = created().body
+    assert isinstance(child, ev.SessionCreated)
+    child = Draft(child.model_copy(update={"parent_id": "ses_1"}))
+    await log.create("ses_1", [created()])
+    await log.create("ses_2", [child, requested("tc_1", "npm ci"), done("tc_1")], root_id="ses_1")
+    await log.append("ses_1", [requested("tc_2", "ls"), done("tc_2")])
+    for parent, at_seq, fork in (("ses_1", 3, "ses_3"), ("ses_3", 4, "ses_4")):
+        forked = ev.SessionForked(
+            parent_id=parent, at_seq=at_seq, parent_hash="", owner="local", title="f", harness="scripted",
+            model="m", provider="p", workspace="/w", approvals="ask",
+        )  # fmt: skip
+        await log.fork(parent, at_seq, fork, [Draft(forked), requested(f"tc_{fork}", "git push")])
+        await log.append("ses_2", [requested(f"tc_after_{fork}", "npm ci")])
+    events = await recorded_events(log, "ses_4")
+    projector = TreeProjector()
+    state = projector.empty()
+    for event in events:
+        projector.fold(state, event)
+    assert state.dump() == (await log.tree("ses_4")).dump()
+    found = await judged(log, "ses_4", PUSH, as_recorded=False, sessions=lineage(events, "ses_4"))
+    assert said(found) == [("tc_2", "allow"), ("tc_ses_4", "ask")]
+    await log.delete("ses_3")
+    assert [event.seq for event in await recorded_events(log, "ses_4") if event.session_id == "ses_4"] == [
+        5,
+        6,
+    ]
+    await log.close()
 
 
 async def test_the_next_call_after_the_limit_would_have_been_held(log: MemoryLog) -> None:

@@ -72,10 +72,10 @@ class Judged:
 def judge(events: Sequence[Event], trial: Trial) -> Iterator[Judged]:
     """Every gated tool call and every model call, in the order they were made.
 
-    `events` are whole logs in `tree_pos` order: those of a fork's prefix first, then those of its own tree.
+    `events` are a whole tree in `tree_pos` order, before it for a fork those of the tree it was cut from.
     """
     bench = _Bench(trial, _said(events))
-    for event in _numbered(_ruled(events, trial.entries)):
+    for event in _ruled(events, trial.entries):
         yield from bench.take(event)
 
 
@@ -102,12 +102,6 @@ def _with_body(event: Event, body: ev.AnyBody) -> Event:
     return replace(
         event, kind=body.KIND, body_text=text, item_id=None, turn_id=None, typed=[cast(Any, body)], wire=[]
     )
-
-
-def _numbered(events: Iterator[Event]) -> Iterator[Event]:
-    """Dense positions of one tree: prefixes and put-in events have none of their own."""
-    for pos, event in enumerate(events, 1):
-        yield replace(event, tree_pos=pos)
 
 
 @dataclass(slots=True)

@@ -109,7 +109,7 @@ def test_an_allow_may_end() -> None:
     ("line", "approval", "told"),
     [
         ("maybe", APPROVAL, "It waits for an approval"),
-        ("p", APPROVAL | {"patterns": []}, "No pattern is offered"),
+        ("p", APPROVAL | {"patterns": ()}, "No pattern is offered"),
         ("e ls", APPROVAL | {"edit": ""}, "can't run another command"),
         ("e", APPROVAL, "e takes the command"),
         ("s soon", APPROVAL, "takes a time like 30m"),

@@ -8,8 +8,10 @@ from omnigent.cli import local, naming
 from omnigent.cli.parser import Parser, add_json, add_session
 from omnigent.cli.table import FAILED, OK
 from omnigent.cli.talk import out, out_json, tell
-from omnigent.client import JSON
+from omnigent.client import JSON, Client
 from omnigent.errors import Conflict, Malformed
+
+HOUSE = "org_local"
 
 _HELP = """\
 A session has two chained logs: its own, and the full audit, which has every verdict, plain allows too.
@@ -22,41 +24,55 @@ def configure(name: str, parser: Parser) -> None:
     verbs = parser.verbs()
     verify_ = verbs.add_parser("verify", help="check both chains; exit 1 when one is broken")
     verify_.example = "omnigent audit verify @last"
-    add_session(verify_)
+    _add_stream(verify_)
     add_json(verify_)
     verify_.set_defaults(call=verify)
     export_ = verbs.add_parser("export", help="both logs as JSON lines")
-    export_.example = "omnigent audit export @last | jq 'select(.kind == \"audit.decided\") .body'"
-    add_session(export_)
+    export_.example = "omnigent audit export @last | jq 'select(.log == \"audit\") .event.body'"
+    _add_stream(export_)
     export_.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
     export_.add_argument("--force", action="store_true", help="overwrite a file that is there")
     export_.set_defaults(call=export)
 
 
+def _add_stream(parser: Parser) -> None:
+    add_session(parser)
+    parser.add_argument(
+        "--house", action="store_true", help="what belongs to no session: policies of wider scopes, refusals"
+    )
+
+
+def _stream(client: Client, options: argparse.Namespace) -> str:
+    if options.house and options.session:
+        raise Malformed("--house is no session's.", hint="Leave one of them out.")
+    return HOUSE if options.house else naming.find(client, options.session)
+
+
 def verify(options: argparse.Namespace) -> int:
     client = local.connect()
-    session_id = naming.find(client, options.session)
+    session_id = _stream(client, options)
     found = client.verify_audit(session_id)
     if options.json:
         out_json(found)
     else:
-        out(f"{session_id}")
-        for name, chain in (("log", found["log"]), ("audit", found["audit"])):
-            out(f"{name:<6} {chain_line(chain)}")
+        out(session_id)
+        for name in ("session", "audit"):
+            out(f"{name:<8} {chain_line(found[name])}")
     return OK if found["ok"] else FAILED
 
 
-def chain_line(chain: JSON) -> str:
+def chain_line(chain: JSON | None) -> str:
     """What was found of one chain."""
-    count = chain.get("events", 0)
-    if chain.get("broken_at") is not None:
+    if chain is None:
+        return "nothing recorded"
+    if chain["broken_at"] is not None:
         return f"BROKEN at event {chain['broken_at']}: from there on it isn't what was written"
-    return f"whole, {count:,} events" if count else "nothing recorded"
+    return f"whole, {chain['events']:,} events"
 
 
 def export(options: argparse.Namespace) -> int:
     client = local.connect()
-    data = client.audit(naming.find(client, options.session))
+    data = client.audit(_stream(client, options))
     if options.output in (None, "-"):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

@@ -3,55 +3,29 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from omnigent import events as ev
 from omnigent.errors import NotFound
 from omnigent.events import JSON, Event, PolicyEntry, canonical
 from omnigent.hindsight import Judged, Trial, judge
-from omnigent.house import House
 from omnigent.log import Log
 from omnigent.policies.loading import rule_id
 from omnigent.policies.rules import duration
+from omnigent.server.recorded import recorded_events
 from omnigent.server.rule_words import rule_json
 
-PAGE = 1000
 _PROBE = "looks-back"
 
 
-async def recorded_events(log: Log, session_id: str) -> list[Event]:
-    """All that a decision in this session depends on: for a fork its prefix, then its whole tree."""
-    first = await log.read(session_id, limit=1)
-    own = await log.read(session_id, newest=True, limit=1)
-    root_id = own[0].root_id if own else session_id
-    events: list[Event] = []
-    if first and first[0].root_id != root_id:
-        events = [event for event in await _whole(log, session_id) if event.root_id != root_id]
-    after = 0
-    while page := await log.read_tree(root_id, after=after, limit=PAGE):
-        events += page
-        after = page[-1].tree_pos
-    return events
-
-
-async def _whole(log: Log, session_id: str) -> list[Event]:
-    events: list[Event] = []
-    while page := await log.read(session_id, after=events[-1].seq if events else 0, limit=PAGE):
-        events += page
-    return events
-
-
-async def explanation(house: House, session_id: str, item_id: str) -> JSON:
-    """Raises `NotFound` for what is no tool call, model call or approval of the session."""
-    approval = await _approval(house.log, session_id, item_id)
+async def explanation(log: Log, session_id: str, item_id: str, trial: Trial) -> JSON:
+    """`trial` has what is protected. Raises `NotFound` for what is no tool call, model call or approval of
+    the session."""
+    approval = await _approval(log, session_id, item_id)
     call_id = str(approval["call_id"]) if approval else item_id
-    events = await recorded_events(house.log, session_id)
-    trial = Trial(
-        items=frozenset((call_id,)),
-        protected=house.protected,
-        own=(str(house.home / "run" / session_id),),
-        api=house.api,
-    )
+    events = await recorded_events(log, session_id)
+    trial = replace(trial, items=frozenset((call_id,)))
     return await asyncio.to_thread(_explained, events, trial, session_id, call_id, approval)
 
 
@@ -143,9 +117,8 @@ def _probe(entry: PolicyEntry) -> tuple[PolicyEntry | None, object]:
 
 
 def _up_to(events: list[Event], last: Event) -> list[Event]:
-    """The events before a call was requested. (`last` was numbered anew; its id is the same.)"""
-    place = next(place for place, event in enumerate(events) if event.id == last.id)
-    return events[:place]
+    """The events before a call was requested."""
+    return events[: next(place for place, event in enumerate(events) if event.id == last.id)]
 
 
 def _ends(events: Sequence[Event]) -> dict[str, str]:

@@ -376,9 +376,11 @@ class ChainCheck(TypedDict):
 
 
 class AuditCheck(TypedDict):
+    """Null: there is none."""
+
     ok: bool
-    log: ChainCheck
-    audit: ChainCheck
+    session: ChainCheck | None
+    audit: ChainCheck | None
 
 
 class Draining(TypedDict):

@@ -5,11 +5,13 @@ import json
 from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.responses import Response
 
+from omnigent.deciding import protected
 from omnigent.errors import Malformed, OmnigentError, Unprocessable
 from omnigent.events import JSON, Event, PolicyEntry, parse_event
 from omnigent.hindsight import Judged, Trial, judge
@@ -20,7 +22,8 @@ from omnigent.rulebook import Applied, Change, Rulebook, Scope, change_of
 from omnigent.server import openapi as doc
 from omnigent.server.answers import answer, read_model, read_union
 from omnigent.server.auth import caller
-from omnigent.server.explaining import explanation, recorded_events
+from omnigent.server.explaining import explanation
+from omnigent.server.recorded import lineage, recorded_events
 from omnigent.server.room import room
 from omnigent.server.rule_words import rule_json
 from omnigent.sessions import OWNER
@@ -88,16 +91,23 @@ async def read_policies(
     """With `session`: every rule in effect there. Without: what was applied, by scope. `proposed` says how
     the project's own file differs from what is applied."""
     caller(request, "read")
-    house = room(request).house
+    book = room(request).sessions.rulebook
     if session is None:
-        rows = _applied(house.rulebook)
+        rows = _applied(book)
         place = workspace
     else:
         view = (await room(request).sessions.get(session)).view
-        rows = [rule_json(entry) for entry in effective(await house.log.tree(session), session)]
+        rows = [rule_json(entry) for entry in await _in_effect(request, session)]
         place = view.workspace
-    proposed = None if place is None else await asyncio.to_thread(_proposed, house.rulebook, place)
+    proposed = None if place is None else await asyncio.to_thread(_proposed, book, place)
     return answer({"items": rows, "proposed": proposed, "next_cursor": None})
+
+
+async def _in_effect(request: Request, session_id: str) -> tuple[PolicyEntry, ...]:
+    """Raises `NotFound`."""
+    sessions = room(request).sessions
+    await sessions.get(session_id)
+    return effective(await sessions.log.tree(session_id), session_id)
 
 
 def _applied(book: Rulebook) -> list[JSON]:
@@ -151,7 +161,7 @@ async def change_policies(request: Request) -> Response:
     actor = caller(request, "manage").actor
     wanted = await read_model(request, ChangePolicies)
     scope, key = _wider(wanted)
-    change = await room(request).house.rulebook.apply(scope, key, wanted.policies, wanted.remove, actor)
+    change = await room(request).sessions.rulebook.apply(scope, key, wanted.policies, wanted.remove, actor)
     return answer(change.json())
 
 
@@ -160,12 +170,11 @@ async def diff_policies(request: Request) -> Response:
     """What a change would come to; nothing is changed."""
     caller(request, "read")
     wanted = await read_model(request, ChangePolicies)
-    house = room(request).house
     if wanted.scope != "session":
         scope, key = _wider(wanted)
-        return answer(house.rulebook.preview(scope, key, wanted.policies, wanted.remove).json())
-    await room(request).sessions.get(wanted.key)
-    now = effective(await house.log.tree(wanted.key), wanted.key)
+        book = room(request).sessions.rulebook
+        return answer(book.preview(scope, key, wanted.policies, wanted.remove).json())
+    now = await _in_effect(request, wanted.key)
     return answer(change_of("session", now, wanted.policies, wanted.remove)[1].json())
 
 
@@ -205,8 +214,8 @@ async def try_policies(request: Request) -> Response:
         raise Malformed("Give `events` or `session_id`.", path="events")
     trial = Trial(entries=rules, at=wanted.at, as_recorded=False)
     if wanted.session_id is not None:
-        events = await recorded_events(room(request).house.log, wanted.session_id)
-        trial = _of_session(trial, events, wanted.session_id)
+        events = await recorded_events(room(request).sessions.log, wanted.session_id)
+        trial = replace(trial, sessions=lineage(events, wanted.session_id))
     else:
         events = await asyncio.to_thread(_parsed, wanted.events or ())
     return answer(_verdicts(await asyncio.to_thread(_judged, events, trial)))
@@ -228,16 +237,13 @@ async def replay_session(request: Request, session_id: SessionId) -> Response:
     own approvals mode, grants and budget."""
     caller(request, "read")
     wanted = await read_model(request, Replay)
-    house = room(request).house
-    view = (await room(request).sessions.get(session_id)).view
-    own = [one for one in effective(await house.log.tree(session_id), session_id) if one.scope == "session"]
+    sessions = room(request).sessions
+    view = (await sessions.get(session_id)).view
+    own = [entry for entry in await _in_effect(request, session_id) if entry.scope == "session"]
     given = parse(wanted.policies, "policies", "session") if wanted.policies else ()
-    rules = _stacked(house.rulebook.entries(view.workspace, view.owner), own, given)
-    events = await recorded_events(house.log, session_id)
-    trial = Trial(
-        entries=rules, protected=house.protected, own=_private(house.home, session_id), api=house.api
-    )
-    trial = _of_session(trial, events, session_id)
+    rules = _stacked(sessions.rulebook.entries(view.workspace, view.owner), own, given)
+    events = await recorded_events(sessions.log, session_id)
+    trial = replace(_trial(request, session_id), entries=rules, sessions=lineage(events, session_id))
     return answer(_verdicts(await asyncio.to_thread(_judged, events, trial)))
 
 
@@ -248,15 +254,14 @@ def _stacked(
     return (*wider, *(entry for entry in own if entry.name not in names), *given)
 
 
-def _of_session(trial: Trial, events: list[Event], session_id: str) -> Trial:
-    """Only its calls: its own, and for a fork those of its prefix."""
-    root = next((event.root_id for event in events if event.session_id == session_id), session_id)
-    prefix = {event.session_id for event in events if event.root_id != root}
-    return replace(trial, sessions=frozenset((session_id, *prefix)))
-
-
-def _private(home: FilePath, session_id: str) -> tuple[str, ...]:
-    return (str(home / "run" / session_id),)
+def _trial(request: Request, session_id: str) -> Trial:
+    """As the session itself is judged: its own mode, grants and budget, and what nobody's agent may touch."""
+    home = room(request).sessions.home
+    return Trial(
+        protected=protected(home, FilePath.home()),
+        own=(str(home / "run" / session_id),),
+        api=urlsplit(request.app.state.url or str(request.base_url)).netloc,
+    )
 
 
 def _judged(events: list[Event], trial: Trial) -> list[Judged]:
@@ -280,7 +285,9 @@ async def explain_item(
     """Which rule decided a call, from which facts, and which earlier events it looks back at."""
     caller(request, "read")
     await room(request).sessions.get(session_id)
-    return answer(await explanation(room(request).house, session_id, item))
+    return answer(
+        await explanation(room(request).sessions.log, session_id, item, _trial(request, session_id))
+    )
 
 
 # The ledger and the audit.
@@ -298,7 +305,7 @@ async def read_usage(
     caller(request, "read")
     if session is not None:
         await room(request).sessions.get(session)
-    rows = await room(request).house.log.usage(by, since, until, session)
+    rows = await room(request).sessions.log.usage(by, since, until, session)
     return answer({"by": by, "items": [_usage_json(row) for row in rows], "next_cursor": None})
 
 
@@ -313,10 +320,10 @@ def _usage_json(row: JSON) -> JSON:
 
 @router.get("/v1/sessions/{session_id}/audit", **doc.route(None, binary_out="application/jsonl"))
 async def export_audit(request: Request, session_id: SessionId) -> Response:
-    """The session's log and its full audit, one event per line."""
+    """The session's log and its full audit, one line each: `{"log": "session" | "audit", "event": …}`.
+    `org_local` is the house itself: what was applied to wider scopes, and refusals that name no session."""
     caller(request, "read")
-    await room(request).sessions.get(session_id)
-    data = await room(request).house.audit.export(session_id)
+    data = await room(request).sessions.audit.export(session_id)
     name = f'attachment; filename="{session_id}.audit.jsonl"'
     return Response(data, headers={"Content-Disposition": name}, media_type="application/jsonl")
 
@@ -325,5 +332,4 @@ async def export_audit(request: Request, session_id: SessionId) -> Response:
 async def verify_audit(request: Request, session_id: SessionId) -> Response:
     """Whether both chains are whole; the first event that isn't, where they aren't."""
     caller(request, "read")
-    await room(request).sessions.get(session_id)
-    return answer(await room(request).house.audit.verify(session_id))
+    return answer(await room(request).sessions.audit.verify(session_id))
