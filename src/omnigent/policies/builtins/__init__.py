@@ -16,6 +16,7 @@ from omnigent.policies.builtins.loop import Loop
 from omnigent.policies.builtins.models import Models
 from omnigent.policies.builtins.rate import Rate
 from omnigent.policies.builtins.reach import Reach
+from omnigent.policies.builtins.secrets import Secrets
 from omnigent.policies.builtins.sequence import Sequence
 from omnigent.policies.builtins.spawn_bounds import SpawnBounds
 from omnigent.policies.builtins.spend import SpendLimit
@@ -30,6 +31,7 @@ _ALL: tuple[type[Builtin[Any]], ...] = (
     Models,
     Rate,
     Reach,
+    Secrets,
     SpawnBounds,
     SpendLimit,
 )
@@ -46,6 +48,8 @@ policies:
   - {name: reach, use: reach}
   # Ask before deleting trees, rewriting history, publishing, changing the machine or a database.
   - {name: blast_radius, use: blast_radius}
+  # Ask when a secret stands in a command, a request or a tool's arguments.
+  - {name: secrets, use: secrets}
   # Ask when the same call is made over and over.
   - {name: loop, use: loop}
   # Ask when sub-agents go deep or become many.

@@ -2,25 +2,26 @@
 
     - name: secrets
       use: secrets
-      with: {then: ask}
+      with: {allow: [json web token], then: ask}
 
-A secret is what `omnigent.secrets` knows by its published format (tokens, keys, passwords in URLs), and what
-it took out of the call already because it knew the value. A prompt is redacted on its way in, not judged.
+A secret is what has one of the published formats (tokens, keys, passwords in URLs), and what was redacted in
+the call before it came here, its value being known. A prompt is redacted on its way in, and is not judged.
 """
 
+import re
 from typing import ClassVar, Literal
 
 from omnigent.actions import Action
 from omnigent.policies.builtins._base import Builtin, Params, one, text_of
 from omnigent.policies.contract import Facts, Opinion
-from omnigent.secrets import REDACTED, find
+from omnigent.redaction import KNOWN, find
 
-_MARK = REDACTED.rstrip("]")
+_MARK = re.compile(r"\[redacted(?:: (?P<name>[^\]]*))?\]")
 
 
 class SecretParams(Params):
     allow: tuple[str, ...] = ()
-    """Names of formats that may pass (`jwt`)."""
+    """Names of formats that may pass, as the reason tells them."""
     then: Literal["ask", "deny", "pause"] = "ask"
 
 
@@ -31,11 +32,11 @@ class Secrets(Builtin[SecretParams]):
 
     def decide(self, action: Action, facts: Facts) -> Opinion | None:
         text = text_of(action)
-        found = [name for name in find(text) if name not in self.params.allow]
-        if not found and _MARK in text:
-            found = ["known secret"]
-        if not found:
+        marked = (found["name"] or KNOWN for found in _MARK.finditer(text)) if "[redacted" in text else ()
+        names = [name for name in dict.fromkeys((*find(text), *marked)) if name not in self.params.allow]
+        if not names:
             return None
-        names = ", ".join(dict.fromkeys(found))
-        reason = f"It carries a secret ({names}) that would leave with it."
-        return one(self.params.then, reason, f"found: {names}")
+        said = ", ".join(names)
+        return one(
+            self.params.then, f"It carries a secret ({said}) that would leave with it.", f"found: {said}"
+        )
