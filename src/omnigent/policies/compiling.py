@@ -5,10 +5,11 @@ functions `glob(path, pattern)`, `like(name, pattern)`, `reaches(pattern)` and `
 docs/policies.md describes them. It is built once per action, and only what some rule reads of it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from omnigent.actions import Action, Exec, FileRead, FileWrite
@@ -18,7 +19,7 @@ from omnigent.policies.patterns import command, flag_names
 from omnigent.policies.rules import Alternative, Kind, NetPattern
 
 if TYPE_CHECKING:
-    from cel import Context
+    from cel import Context, Program
 
 TYPES: dict[Kind, str] = {
     "exec": "exec",
@@ -33,6 +34,7 @@ TYPES: dict[Kind, str] = {
     "tool": "unknown",
 }
 NAMES = ("action", "session", "state", "at")
+FUNCTIONS = ("glob", "like", "reaches", "within")
 
 
 class NoAnswer(Exception):
@@ -155,41 +157,68 @@ class Subject:
     """UTC ms."""
     session: Callable[[], JSON] = field(default=dict[str, Any])
     state: Callable[[], JSON] = field(default=dict[str, Any])
+    _context: "Context | None" = None
     _added: set[str] = field(default_factory=set[str])
     _earlier: Mapping[str, Any] | None = None
-
-    @cached_property
-    def _context(self) -> "Context":
-        made = cel.context()
-        made.add_variable("action", fields(self.action))
-        made.add_function("glob", _glob)
-        made.add_function("like", _like)
-        made.add_function("reaches", self._reaches)
-        made.add_function("within", self._within)
-        return made
+    _named: tuple[str, ...] | None = None
 
     def holds(self, source: str, earlier: Mapping[str, Any] | None = None) -> bool:
         """Raises what the evaluation raises (`KeyError` for a missing field), `NoAnswer` for no boolean.
         `earlier` is added to `state`: what only this rule remembers."""
-        context = self._context
-        for name in _reads(source):
-            if name == "state":
-                self._set_state(earlier or {})
-            elif name not in self._added:
-                self._add(name)
-        answer = cel.program(source).execute(context)
+        answer = self._evaluate(source, earlier)
         if answer is True or answer is False:
             return answer
         raise NoAnswer(f"gave {type(answer).__name__}, not true or false")
 
-    def _add(self, name: str) -> None:
-        if name == "session":
-            self._context.add_variable("session", self.session())
-        elif name == "at":
-            self._context.add_variable("at", datetime.fromtimestamp(self.at / 1000, UTC))
-        self._added.add(name)
+    def which(self, source: str) -> list[bool]:
+        """Of an expression that is a list: what holds. Raises as `holds` does."""
+        answers = self._evaluate(source, None)
+        if not all(answer is True or answer is False for answer in answers):
+            raise NoAnswer("gave something that is neither true nor false")
+        return answers
+
+    def _evaluate(self, source: str, earlier: Mapping[str, Any] | None) -> Any:
+        program, needs = _compiled(source)
+        if self._context is None:
+            self._context = cel.context()
+        if not needs <= self._added:
+            self._add(needs - self._added)
+        if "state" in needs:
+            self._set_state(earlier or {})
+        return program.execute(self._context)
+
+    def _add(self, needs: frozenset[str]) -> None:
+        assert self._context is not None
+        self._added |= needs
+        for name in needs:
+            match name:
+                case "session":
+                    self._context.add_variable("session", self.session())
+                case "at":
+                    self._context.add_variable("at", datetime.fromtimestamp(self.at / 1000, UTC))
+                case "reaches":
+                    self._context.add_function(name, self._reaches)
+                case "within":
+                    self._context.add_function(name, self._within)
+                case "glob" | "like":
+                    self._context.add_function(name, _FUNCTIONS[name])
+                case _:
+                    pass
+        if any(name.startswith("action") for name in needs):
+            self._context.add_variable("action", self._fields())
+
+    def _fields(self) -> JSON:
+        """Those that are read: to convert them all costs as much as the rest of a decision."""
+        if "action" in self._added:
+            return fields(self.action)
+        names = [name.removeprefix("action.") for name in self._added if name.startswith("action.")]
+        made = {name: getattr(self.action, name) for name in names if name in type(self.action).model_fields}
+        if "flag_names" in names and isinstance(self.action, Exec):
+            made["flag_names"] = flag_names(self.action)
+        return made
 
     def _set_state(self, earlier: Mapping[str, Any]) -> None:
+        assert self._context is not None
         if self._earlier is None or self._earlier != earlier:
             self._context.add_variable("state", self.state() | dict(earlier))
             self._earlier = earlier
@@ -199,15 +228,14 @@ class Subject:
         if not isinstance(action, FileRead | FileWrite) or not isinstance(pattern, str):
             return None
         wanted = globs.anchor(pattern, self.workspace)
-        named = action.path if action.path.startswith("/") else globs.anchor(action.path, self.workspace)
-        for path in dict.fromkeys((action.real_path, named)):
-            if globs.glob(path, wanted):
-                return True
-            if action.glob and globs.may_meet(wanted, path):
-                return True
-            if action.recursive and globs.may_meet(wanted, f"{path.rstrip('/')}/**"):
-                return True
-        return False
+        return any(_meets(path, wanted, action) for path in self._paths(action))
+
+    def _paths(self, action: FileRead | FileWrite) -> tuple[str, ...]:
+        """Where links lead, and as it was named."""
+        if self._named is None:
+            named = action.path if action.path.startswith("/") else globs.anchor(action.path, self.workspace)
+            self._named = (action.real_path,) if named == action.real_path else (action.real_path, named)
+        return self._named
 
     def _within(self, pattern: object) -> bool | None:
         action = self.action
@@ -219,10 +247,26 @@ class Subject:
         return globs.glob(action.real_path, wanted)
 
 
+def _meets(path: str, wanted: str, action: FileRead | FileWrite) -> bool:
+    if globs.glob(path, wanted) or (action.glob and globs.may_meet(wanted, path)):
+        return True
+    return action.recursive and globs.may_meet(wanted, f"{path.rstrip('/')}/**")
+
+
+_FIELD = re.compile(r"\baction\b(?:\s*\.\s*(\w+))?")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'')
+
+
 @lru_cache(maxsize=4096)
-def _reads(source: str) -> tuple[str, ...]:
-    """The variables of the context, beside `action`, that an expression reads."""
-    return tuple(name for name in cel.program(source).variables() if name in NAMES and name != "action")
+def _compiled(source: str) -> tuple["Program", frozenset[str]]:
+    """And what it reads of the context: variables, functions, `action.FIELD` (`action`: all its fields)."""
+    program = cel.program(source)
+    needs = {name for name in program.variables() if name in NAMES and name != "action"}
+    needs |= {name for name in program.functions() if name in FUNCTIONS}
+    if "action" in program.variables():
+        named = _FIELD.findall(_STRING.sub("", source))
+        needs |= {f"action.{name}" for name in named} if all(named) else {"action"}
+    return program, frozenset(needs)
 
 
 # A function that raises is printed by the library; null, which is no boolean, ends as doubt all the same.
@@ -234,6 +278,9 @@ def _glob(path: object, pattern: object) -> bool | None:
 
 def _like(text: object, pattern: object) -> bool | None:
     return globs.like(text, pattern) if isinstance(text, str) and isinstance(pattern, str) else None
+
+
+_FUNCTIONS = {"glob": _glob, "like": _like}
 
 
 def fields(action: Action) -> JSON:

@@ -91,8 +91,12 @@ def decide(call: Call, state: TreeState, setting: Setting) -> Verdict:
     """The strictest verdict over all rules and actions. A rewritten command or another model is decided once
     more; it may come out stricter than what was asked for, never milder."""
     said = _opinions(call, state, setting)
+    if not said:
+        return Verdict("allow")
     verdict = _combine(call, said, setting)
     if verdict.decision in ("deny", "pause"):
+        return verdict
+    if not any(each.opinion.command or each.opinion.model for each in said):
         return verdict
     changed, command, model, refused = _transformed(call, said, setting)
     if refused:
@@ -138,7 +142,7 @@ def _opinions(call: Call, state: TreeState, setting: Setting) -> list[_Said]:
             _hear(_PROTECT.id, _PROTECT, action, seen, said)
         if setting.budget_nanousd is not None:
             _hear(BUDGET, _budget(setting.budget_nanousd), action, seen, said)
-        for loaded in rules.of(action):
+        for loaded in rules.of(subjects[place]):
             _hear_loaded(loaded, action, seen, said)
     return said
 

@@ -29,6 +29,7 @@ def glob(path: str, pattern: str) -> bool:
     return _path(pattern).fullmatch(path) is not None
 
 
+@lru_cache(maxsize=4096)
 def anchor(pattern: str, workspace: str) -> str:
     """The pattern for whole paths: `~` is the person's home, a relative one begins at the workspace. Without
     a workspace a relative one is looked for anywhere."""

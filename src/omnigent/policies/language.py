@@ -18,7 +18,7 @@ from omnigent.errors import PolicyInvalid
 from omnigent.events import JSON, PolicyEntry, PolicyScope, canonical
 from omnigent.policies import cel
 from omnigent.policies.builtins import DEFAULTS
-from omnigent.policies.compiling import NAMES, TYPES, NoAnswer, Subject, fields
+from omnigent.policies.compiling import FUNCTIONS, NAMES, TYPES, NoAnswer, Subject, fields
 from omnigent.policies.loading import load as load
 from omnigent.policies.loading import make
 from omnigent.policies.rules import SCOPES, Path, Rule, Wrong, nearest, read_rule
@@ -32,7 +32,6 @@ SESSION_FIELDS = (
     "id", "harness", "model", "provider", "workspace", "owner", "sandbox", "labels", "billing",
 )  # fmt: skip
 STATE_FIELDS = ("spend_usd", "tokens", "spawned", "running", "depth", "sessions")
-FUNCTIONS = ("glob", "like", "reaches", "within")
 
 SAMPLES: dict[str, Action] = {
     "exec": Exec(command="git push", argv=("git", "push"), program="git", words=("push",), flags=("force",)),

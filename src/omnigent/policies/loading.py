@@ -1,10 +1,11 @@
 """From a rule's content to the policy it is, and the sets of rules in force."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
+from itertools import compress
 from typing import Any, cast
 
 from omnigent.actions import Action, Exec
@@ -12,6 +13,7 @@ from omnigent.errors import OmnigentError, PolicyInvalid
 from omnigent.events import JSON, PolicyEntry, PolicyScope, canonical, sha256
 from omnigent.policies.builtins import BUILTINS
 from omnigent.policies.builtins._base import Builtin
+from omnigent.policies.compiling import Subject
 from omnigent.policies.contract import Policy
 from omnigent.policies.rules import Rule, Wrong, nearest, read_rule
 from omnigent.policies.written import Watch, Written
@@ -129,6 +131,28 @@ class Loaded:
     broken: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Rules that may have an opinion on actions of one type and program."""
+
+    always: tuple[Loaded, ...]
+    """Those that have to be asked."""
+    matched: tuple[Loaded, ...]
+    """Those whose matchers `source` puts into one list, so that one evaluation tells which to ask."""
+    source: str
+
+    def of(self, subject: Subject) -> Iterator[Loaded]:
+        yield from self.always
+        if not self.matched:
+            return
+        try:
+            held = subject.which(self.source)
+        except Exception:  # noqa: BLE001  one of them breaks: each is asked, and says so itself
+            yield from self.matched
+            return
+        yield from compress(self.matched, held)
+
+
 class RuleSet:
     """Rules in force together, found by the type of action and a command's program."""
 
@@ -136,17 +160,26 @@ class RuleSet:
         self.loaded = tuple(_loaded(entry) for entry in entries)
         self.watches = _watches(self.loaded)
         self.remembering = tuple(each for each in self.loaded if _remembers(each.policy))
-        self._by_type: dict[tuple[str, str], tuple[Loaded, ...]] = {}
+        self._found: dict[tuple[str, str], Candidates] = {}
 
-    def of(self, action: Action) -> tuple[Loaded, ...]:
-        """Those that may have an opinion."""
+    def of(self, subject: Subject) -> Iterator[Loaded]:
+        """Those that have something to say to this action, or may have."""
+        action = subject.action
         program = action.program if isinstance(action, Exec) else ""
-        found = self._by_type.get((action.type, program))
+        found = self._found.get((action.type, program))
         if found is None:
-            found = tuple(each for each in self.loaded if _may_speak(each, action))
-            if len(self._by_type) < _PROGRAMS_KEPT:
-                self._by_type[action.type, program] = found
-        return found
+            found = _candidates([each for each in self.loaded if _may_speak(each, action)])
+            if len(self._found) < _PROGRAMS_KEPT:
+                self._found[action.type, program] = found
+        return found.of(subject)
+
+
+def _candidates(loaded: Sequence[Loaded]) -> Candidates:
+    matchers = {each: each.policy.matcher for each in loaded if isinstance(each.policy, Written)}
+    matched = tuple(each for each in loaded if matchers.get(each) is not None)
+    sources = [f"({matcher.possibly})" for matcher in matchers.values() if matcher is not None]
+    always = tuple(each for each in loaded if matchers.get(each) is None)
+    return Candidates(always, matched, f"[{', '.join(sources)}]")
 
 
 _PROGRAMS_KEPT = 4096

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from omnigent.actions import Action, Exec, FileRead, FileWrite, Mcp, Model, Net
 from omnigent.policies.globs import anchor, covers, glob, like
-from omnigent.policies.reading import understand
+from omnigent.policies.reading import canonical
 from omnigent.policies.rules import KINDS, NetPattern, Wrong, read_alternative
 
 
@@ -31,25 +31,9 @@ def command(text: str) -> Command:
     is_open = len(words) > 1 and words[-1] == "*"
     if is_open:
         words.pop()
-    program, found, flags = _canonical(words)
-    return Command(program, found, flags, is_open)
-
-
-def _canonical(words: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    if "*" not in words[0] and "/" not in words[0]:
-        read = understand(shlex.join(words))
-        # A wrapper (`sudo x`) is taken off by the parser: the pattern then is of what it runs.
-        if read and not any(word.startswith("*") and word not in read[-1].words for word in words):
-            return read[-1].program, read[-1].words, read[-1].flags
-    flags = [flag for word in words[1:] if word.startswith("-") for flag in _flags(word)]
-    plain = tuple(word for word in words[1:] if not word.startswith("-"))
-    return words[0], plain, tuple(sorted(flags))
-
-
-def _flags(word: str) -> list[str]:
-    if word.startswith("--"):
-        return [word[2:]] if word != "--" else []
-    return list(word[1:])
+    program, found, flags = canonical(words)
+    named = words[0] if "/" in words[0] or "*" in words[0] else program
+    return Command(named, found, flags, is_open)
 
 
 def flag_names(action: Exec) -> list[str]:

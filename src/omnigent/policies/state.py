@@ -36,7 +36,7 @@ from omnigent.policies.compiling import Subject
 from omnigent.policies.contract import Policy
 from omnigent.policies.language import defaults
 from omnigent.policies.loading import RuleSet, entry_key
-from omnigent.policies.reading import understand
+from omnigent.policies.reading import read
 from omnigent.policies.written import Watch
 
 VERSION = 1
@@ -65,6 +65,7 @@ class TreeState:
         self.data = data
         self._sets: dict[tuple[str, ...], RuleSet] = {}
         self._all: RuleSet | None = None
+        self._known: dict[str, tuple[str, ...]] = {}
 
     @property
     def pos(self) -> int:
@@ -95,9 +96,17 @@ class TreeState:
     def changed(self) -> None:
         """Policies or sessions changed."""
         self._all = None
+        self._known.clear()
+        self._sets.clear()
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         """A session's own, and those of the sessions above it: a child can only tighten."""
+        keys = self._known.get(session_id)
+        if keys is None:
+            keys = self._known[session_id] = self._gather(session_id)
+        return keys
+
+    def _gather(self, session_id: str) -> tuple[str, ...]:
         found: dict[str, None] = {}
         seen: set[str] = set()
         at: str | None = session_id
@@ -353,6 +362,7 @@ def _request(state: TreeState, event: Event, body: ToolRequested) -> None:
         "at": event.at,
         "ok": True,
         "background": body.background,
+        "cwd": next((action.cwd for action in body.actions if isinstance(action, Exec)), ""),
         "spawns": sum(isinstance(action, Spawn) for action in body.actions),
     }
     _put(state, event.item_id, call, body.actions)
@@ -368,13 +378,14 @@ def _put(state: TreeState, item_id: str, call: JSON, actions: Sequence[Action]) 
     workspace = state.workspace(call["session"])
     call["acts"] = [kept for action in actions if (kept := _kept(action)) is not None]
     call["sole"] = not call["background"] and _is_sole(actions)
-    call["hits"] = {}
+    hits: dict[str, int] = {}
     watches = state.everyone().watches.values()
     for action in actions:
         subject = Subject(action, workspace, call["at"])
         for watch in watches:
             if watch.sees(subject):
-                call["hits"][watch.key] = call["hits"].get(watch.key, 0) + 1
+                hits[watch.key] = hits.get(watch.key, 0) + 1
+    call["hits"] = hits
     calls: dict[str, JSON] = state.data["calls"]
     calls[item_id] = call
     if len(calls) > MOST_OPEN:
@@ -403,7 +414,7 @@ def _resolve(state: TreeState, approval_id: str, body: ApprovalResolved) -> None
         return
     call["ok"] = True
     if body.edited is not None:
-        actions = understand(body.edited)
+        actions, _ = read(body.edited, call["cwd"], state.workspace(call["session"]))
         _put(state, item_id, call, actions)
 
 
