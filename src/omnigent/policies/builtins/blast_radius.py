@@ -74,6 +74,8 @@ class BlastRadius(Builtin[BlastParams]):
         return {"fresh": [], "open": {}}
 
     def observe(self, memory: Any, event: Event, tree: JSON) -> Any:
+        if event.kind not in (ToolRequested.KIND, ToolCompleted.KIND):
+            return memory
         match event.body:
             case ToolRequested() as call if event.item_id and any(_is_git(each) for each in call.actions):
                 self._requested(memory, event.item_id, call)

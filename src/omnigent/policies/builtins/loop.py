@@ -19,6 +19,8 @@ from omnigent.events import JSON, Event, MessageSubmitted, SessionForked, ToolRe
 from omnigent.policies.builtins._base import Builtin, Params, one
 from omnigent.policies.contract import Facts, Opinion
 
+_SEEN = frozenset({ToolRequested.KIND, MessageSubmitted.KIND, SessionForked.KIND})
+"""Kinds of event whose bodies are worth reading."""
 _SESSIONS = 20
 """Of a tree: those that called last are remembered."""
 
@@ -38,6 +40,8 @@ class Loop(Builtin[LoopParams]):
     PARAMS: ClassVar[type[Params]] = LoopParams
 
     def observe(self, memory: Any, event: Event, tree: JSON) -> Any:
+        if event.kind not in _SEEN:
+            return memory
         match event.body:
             case ToolRequested() as call if _acts(call.actions):
                 self._note(memory, event, call.actions)
