@@ -20,7 +20,6 @@ from omnigent.errors import (
     Draining,
     KeyReused,
     MissingBinary,
-    NotFound,
     WorkspaceMissing,
 )
 from omnigent.events import JSON, Actor, Draft
@@ -420,13 +419,9 @@ class Sessions:
         self._open.pop(session_id, None)
         session.deleted.set()
 
-    async def refused(self, session_id: str | None, body: ev.AccessRefused) -> None:
-        """Somebody asked from inside an agent for what only a person may: kept where it will be seen."""
-        draft = Draft(body, item_id=self._house.new_id("ntc"))
-        await self.audit.note(session_id or HOUSE, [draft])
-        if session_id is not None:
-            with contextlib.suppress(NotFound, Conflict):  # unknown, or imported and read-only
-                await (await self.get(session_id)).record([body], ev.SYSTEM)
+    async def refused_elsewhere(self, body: ev.AccessRefused) -> None:
+        """What was refused from inside an agent and names no session."""
+        await self.audit.note(HOUSE, [Draft(body)])
 
     # Export and import.
 

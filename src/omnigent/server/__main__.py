@@ -67,10 +67,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 async def _run(home: Path, config: Config, listener: socket.socket) -> None:
-    sessions = await Sessions.open(home, config, dict(os.environ), now, new_id)
+    url = _url(listener)
+    api = url.partition("//")[2]
+    sessions = await Sessions.open(home, config, dict(os.environ), now, new_id, api)
     (home / "server.json").unlink(missing_ok=True)  # of one that was killed
     devices = Devices(home, now, new_id)
-    url = _url(listener)
     server: _Server | None = None
 
     def stop(keep_runners: bool) -> None:
@@ -85,6 +86,7 @@ async def _run(home: Path, config: Config, listener: socket.socket) -> None:
         lifespan="off",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # an address that a header names is no proof of who asks
         log_config=None,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=FLUSH_SECONDS,
