@@ -200,7 +200,8 @@ def add(options: argparse.Namespace) -> int:
 
 
 def rm(options: argparse.Namespace) -> int:
-    return _change(options, {"remove": options.names})
+    names = [name.removeprefix(f"{options.scope}.") for name in options.names]  # ids are taken too
+    return _change(options, {"remove": names})
 
 
 def _change(options: argparse.Namespace, change: JSON) -> int:
