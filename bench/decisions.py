@@ -93,9 +93,9 @@ def _session(length: int) -> TreeState:
 def _event(place: int, body: Body, item_id: str | None) -> Event:
     return Event(
         v=1, id=f"evt_{place}", session_id="ses_bench", seq=place + 1, root_id="ses_bench",
-        tree_pos=place + 1, at=1_700_000_000_000 + place, observed_at=0, turn_id=None, item_id=item_id, parent_item_id=None,
-        actor=SYSTEM, cause=None, run=None, producer="bench", producer_seq=place, epoch=None, kind=body.KIND,
-        body_text=canonical(encode_body(body)), body_sha256="", hash="",
+        tree_pos=place + 1, at=1_700_000_000_000 + place, observed_at=0, turn_id=None, item_id=item_id,
+        parent_item_id=None, actor=SYSTEM, cause=None, run=None, producer="bench", producer_seq=place,
+        epoch=None, kind=body.KIND, body_text=canonical(encode_body(body)), body_sha256="", hash="",
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 from policies.trees import START, Tree, compound, made
 
 from omnigent.actions import Action, Model
-from omnigent.events import ApprovalDetached, PolicyEntry
+from omnigent.events import JSON, ApprovalDetached, PolicyEntry
 from omnigent.metering import Spend
 from omnigent.policies.contract import Call, Setting, Verdict
 from omnigent.policies.engine import decide
@@ -210,7 +210,7 @@ def model(estimate: int | None = 100_000_000, name: str = "m") -> Model:
     return Model(wire="anthropic", provider="p", model=name, estimate_nanousd=estimate, bounded=True)
 
 
-def spending(spent: Spend, action: Action, *, grants: tuple[dict[str, object], ...] = ()) -> Verdict:
+def spending(spent: Spend, action: Action, *, grants: tuple[JSON, ...] = ()) -> Verdict:
     grown = tree(parse(MONEY, "money.yaml", "session"))
     setting = Setting("ses_root", START, spend={"family": spent}, grants=grants)
     return decide(Call("call_1", (action,)), grown.state, setting)
@@ -230,7 +230,12 @@ def test_pause_at_three_dollars() -> None:
 def test_an_unknown_price_asks_and_a_grant_answers() -> None:
     verdict = spending(Spend(), model(None))
     assert verdict.decision == "ask"
-    grant = {"grant_id": "gr_1", "scope": "pattern", "rule_ids": verdict.rule_ids, "pattern": "model: m"}
+    grant: JSON = {
+        "grant_id": "gr_1",
+        "scope": "pattern",
+        "rule_ids": verdict.rule_ids,
+        "pattern": "model: m",
+    }
     assert spending(Spend(), model(None), grants=(grant,)).grant_ids == ("gr_1",)
     assert spending(Spend(3_000_000_000), model(None), grants=(grant,)).decision == "pause"
     assert spending(Spend(unknown=1), model()).decision == "ask"

@@ -106,20 +106,11 @@ class Tree:
         """A tree of its own that begins with what this one remembers now."""
         forked = Tree(root, self.state)
         forked.at = self.at
-        forked.add(
-            ev.SessionForked(
-                parent_id=parent or self.root,
-                at_seq=1,
-                parent_hash="",
-                owner="o",
-                title="",
-                harness="toy",
-                model=None,
-                provider=None,
-                workspace="/f",
-                approvals="ask",
-            )  # fmt: skip
-        )
+        body = ev.SessionForked(
+            parent_id=parent or self.root, at_seq=1, parent_hash="", owner="o", title="", harness="toy",
+            model=None, provider=None, workspace="/f", approvals="ask",
+        )  # fmt: skip
+        forked.add(body)
         return forked
 
     def replayed(self, upto: int | None = None, reload_at: Sequence[int] = ()) -> TreeState:

@@ -74,7 +74,7 @@ def _rules(raw: object) -> list[object]:
     document = cast(JSON, raw)
     for key in document:
         if key != "policies":
-            raise Wrong((key,), f"There is no key {key!r} here.", nearest(str(key), ("policies",)))
+            raise Wrong((key,), f"There is no key {key!r} here.", nearest(key, ("policies",)), at_key=True)
     rules = document.get("policies")
     if rules is None:
         return []
