@@ -57,7 +57,24 @@ def effects_of(
     special = _SPECIAL.get(program)
     if special is not None:
         special(case, effects)
+    _secrets_named(case, effects)
     return effects
+
+
+def _secrets_named(case: Case, effects: Effects) -> None:
+    """Whatever a program does with a file of secrets, naming it is taken for reading it."""
+    if case.entry.operands == "text":
+        return
+    told = {touch.word for touch in effects.touches}
+    named = [*case.operands, *(flag.value for flag in case.split.flags if flag.value is not None)]
+    for place, word in enumerate(case.arguments):
+        if place in case.split.harmless and word in named:
+            named.remove(word)
+    for word in named:
+        text = word.text if word.known else word.pattern or ""
+        if word not in told and re.search(r"(^|[/=:@,])\.env[\w.*?\[\]-]*$", text) and " " not in text:
+            path = re.split(r"[=:@,]", text)[-1]
+            effects.read(Word(path) if word.known else replace(word, pattern=path))
 
 
 def _files(case: Case, effects: Effects) -> None:
@@ -194,6 +211,8 @@ def _tar(case: Case, effects: Effects) -> None:
         if archive.known and re.match(r"[^/]+:", archive.text):
             effects.doubts.append("The archive is on another host.")
     where = case.split.value("directory") or Word(".")
+    if creates and (case.has("files-from") or "T" in letters):
+        effects.doubts.append("Which files are packed stands in a file.")
     if creates:
         effects.read(*operands, recursive=True)
     elif not lists:
@@ -211,6 +230,28 @@ def _archive(case: Case, effects: Effects) -> None:
         effects.read(*operands[1:], recursive=case.has("recursive", "r"))
 
 
+def _mv(case: Case, effects: Effects) -> None:
+    """What is moved into a device is gone."""
+    if any(touch.kind == "write" and touch.word.text.startswith("/dev/") for touch in effects.touches):
+        effects.everyday = False
+
+
+def _go(case: Case, effects: Effects) -> None:
+    _packages(case, effects)
+    if case.subs[:1] in (("install",), ("run",)) and any("@" in word.text for word in case.operands):
+        effects.everyday = False
+
+
+def _compose(case: Case, effects: Effects) -> None:
+    """The merged configuration is printed with the values of the project's `.env` in it."""
+    if case.subs[-1:] == ("config",) and not case.has(
+        "services", "quiet", "q", "no-interpolate", "images", "volumes"
+    ):
+        root = case.simple.scope.cwd
+        if root is None or (root / ".env").exists():
+            effects.read(Word(".env"))
+
+
 def _link(case: Case, effects: Effects) -> None:
     """A link to a file is another name to read it by, so that it counts as reading it."""
     operands = case.operands
@@ -219,6 +260,8 @@ def _link(case: Case, effects: Effects) -> None:
 
 
 def _git(case: Case, effects: Effects) -> None:
+    if case.subs == ("grep",) and case.has("no-index", "untracked"):
+        effects.read(Word("."), recursive=True)
     git_effects(case.shell, case.simple, case.subs, case.split, case.operands, effects)
 
 
@@ -288,6 +331,9 @@ def _address(word: Word, effects: Effects) -> None:
 
 def _targets(case: Case, effects: Effects) -> None:
     """Targets and scripts are the project's own; those named like a release or worse are not everyday."""
+    for flag in case.split.flags:
+        if flag.name == "file" and flag.value is not None and re.match(r"-$|/dev/|/proc/", flag.value.text):
+            effects.doubts.append("The rules it follows come from its input.")
     for word in case.operands:
         if case.program == "make" and re.match(r"\w+[:+?]?=", word.text):
             name = re.split(r"[:+?]?=", word.text)[0]
@@ -351,6 +397,6 @@ _SPECIAL: dict[str, Callable[[Case, Effects], None]] = {
     "npm": _package_program, "pnpm": _package_program, "yarn": _package_program, "bun": _package_program,
     "deno": _package_program, "composer": _package_program, "poe": _scripts, "hatch": _package_program,
     "pdm": _package_program, "pip": _packages, "uv": _packages, "poetry": _packages, "pipenv": _packages,
-    "gem": _packages, "cargo": _packages, "go": _packages, "less": _textual, "more": _textual, "view": _textual,
+    "gem": _packages, "cargo": _packages, "go": _go, "mv": _mv, "docker": _compose, "docker-compose": _compose, "podman": _compose, "less": _textual, "more": _textual, "view": _textual,
     "tail": _tail, "python -m http.server": _server, "jq": _tokens, "yq": _tokens,
 }  # fmt: skip

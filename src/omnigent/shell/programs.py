@@ -233,7 +233,9 @@ def _flags(entry: Entry, word: Word, text: str) -> tuple[list[Flag], Takes, bool
             longer = {known for known in entry.long if known.startswith(name)}
             if len({entry.long[known] for known in longer}) == 1:
                 found = entry.long[longer.pop()]
-            short_for = len(name) > 1 and any(warned.startswith(name) for warned in entry.never)
+            short_for = (
+                len(longer) > 1 or len(name) > 1 and any(warned.startswith(name) for warned in entry.never)
+            )
         name, takes = found or (name, "nothing")
         attached = (Word(value) if word.known else _rest(word, value)) if equals else None
         return [Flag(name, attached)], ("nothing" if takes == "attached" else takes), short_for

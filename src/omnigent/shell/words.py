@@ -18,6 +18,8 @@ MOST_WORDS = 256
 
 _SPECIAL = "*?["
 _ATOMS = set("?#$!") | {"RANDOM", "SECONDS", "LINENO", "UID", "EUID", "PPID", "BASHPID", "EPOCHSECONDS"}
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
+"""A word of such characters stands for itself."""
 _NAME = re.compile(r"[A-Za-z_]\w*|\d+|[@*#?$!_-]")
 _SIMPLE_ESCAPES = {"n": "\n", "t": "\t", "a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f",
                    "r": "\r", "v": "\v", "\\": "\\", "'": "'", '"': '"', "?": "?"}  # fmt: skip
@@ -127,9 +129,11 @@ class Expander:
 
     def words(self, node: Node) -> list[Word]:
         """The words that one word of the text becomes."""
+        raw = self.source.slice(node)
+        if _PLAIN.fullmatch(raw):
+            return [Word(raw)]
         marks = list(self._scan(node, node.start_byte, node.end_byte))
         made: list[Word] = []
-        raw = self.source.slice(node)
         for braced in _braces(marks):
             made += self._build(braced, raw)
             if len(made) > MOST_WORDS:
