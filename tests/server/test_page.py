@@ -1,6 +1,7 @@
 """The live page in a real browser, on a desktop and on a phone, against a real session."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -38,6 +39,15 @@ SCRIPT = {
 }
 
 
+RULES = """
+policies:
+  - name: say-aloud
+    when: {exec: echo}
+    then: ask
+    reason: Nothing is said unasked here.
+"""
+
+
 @dataclass
 class House:
     client: Client
@@ -45,7 +55,8 @@ class House:
     workspace: Path
 
     def session(self, prompt: str) -> str:
-        return self.client.create({"workspace": str(self.workspace), "prompt": prompt})["id"]
+        body = {"workspace": str(self.workspace), "prompt": prompt, "policies": RULES}
+        return self.client.create(body)["id"]
 
     def link(self, session_id: str) -> str:
         return f"{self.client.url}/s/{session_id}#token={self.client.token}"
@@ -109,6 +120,10 @@ def test_a_transcript_streams_and_an_approval_is_given(page: Page, house: House)
     page.get_by_text("Thought").click()
     expect(page.get_by_text("First a look round.")).to_be_visible()
     fits(page)
+    card = page.get_by_role("group", name="Approval needed")
+    expect(card).to_contain_text("Nothing is said unasked here.")
+    expect(card.locator(".rules code")).to_have_text(re.compile(r"say-aloud$"))
+    expect(card.locator(".parts li")).to_have_text([re.compile("echo one"), re.compile("echo two")])
     _button(page, "Allow once").click()
     expect(page.get_by_text("All done now.")).to_be_visible(timeout=15_000)
     expect(page.locator(".tool pre")).to_have_text("one\ntwo\n")
@@ -134,6 +149,19 @@ def test_a_denial_has_its_reason(page: Page, house: House) -> None:
         ("denied", "not today")
     ]
     assert events[0]["actor"]["via"] == "web"
+
+
+@pytest.mark.slow
+def test_the_agent_goes_on_from_the_inbox(page: Page, house: House) -> None:
+    session_id = house.session("inbox work")
+    page.goto(f"{house.client.url}/#token={house.client.token}")
+    row = page.locator("#waiting > li").filter(has=page.locator(f'a[href="/s/{session_id}"]'))
+    row.get_by_role("button", name="Allow once").click()
+    expect(row.locator(".settled")).to_contain_text("Allowed by local")
+    expect(page.get_by_role("link", name="inbox work").last).to_contain_text("idle")
+    calls = house.client.events(session_id, kinds="tool.completed")["events"]
+    assert [event["body"]["output"]["text"] for event in calls] == ["one\ntwo\n"]
+    fits(page)
 
 
 @pytest.mark.slow
