@@ -117,6 +117,9 @@ def _speak(url: str, effects: Effects) -> None:
         if not url.startswith("file:"):
             effects.doubts.append("This address makes git run a program of its own.")
         return
+    if re.match(r"[./~]", url):
+        effects.write(Word(url), recursive=True)  # a repository on this machine
+        return
     effects.nets.append(remote_net(url))
     effects.repository = effects.repository or repository_of(url)
 
