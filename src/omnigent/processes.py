@@ -52,6 +52,19 @@ def descendants(pid: int) -> list[Process]:
     return [(child, table[child][1]) for child in found]
 
 
+def ancestry(pid: int) -> list[Process] | None:
+    """The process and all above it. None if one of them ended while we looked, and its child moved."""
+    found: list[Process] = []
+    table = None if _LINUX else _table()
+    while pid:
+        row = _stat(pid) if table is None else table.get(pid)
+        if row is None:
+            return None
+        found.append((pid, row[1]))
+        pid = row[0]
+    return found
+
+
 def carrying(value: str, marker: str = MARKER) -> list[Process]:
     """The processes whose environment, as they were started, has `marker=value`; not this process itself."""
     entry = f"{marker}={value}"

@@ -2,6 +2,9 @@
 
 No cookies: they ignore ports, and an agent's own dev server on this machine would receive them. No token in a
 query either, since queries end up in logs. Loopback needs a token too.
+
+A person's token isn't enough: an agent runs as the person and can read it. What a process of an agent asks is
+refused, reading included; agents will have credentials of their own.
 """
 
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ from omnigent.errors import Forbidden, OmnigentError, Unauthorized
 from omnigent.events import Actor
 from omnigent.server.answers import problem
 from omnigent.server.devices import Devices
+from omnigent.server.peers import Peers
+from omnigent.server.refusals import Refusals
 
 Right = Literal["read", "comment", "steer", "approve", "manage"]
 Via = Literal["cli", "tui", "web", "mobile", "api", "mcp", "acp"]
@@ -53,10 +58,14 @@ def caller(request: Request, right: Right) -> Caller:
 class Door:
     """The ASGI middleware in front of every route."""
 
-    def __init__(self, app: ASGIApp, devices: Devices, hosts: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, devices: Devices, hosts: frozenset[str], peers: Peers, refusals: Refusals
+    ) -> None:
         self._app = app
         self._devices = devices
         self._hosts = LOOPBACK | hosts
+        self._peers = peers
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +76,9 @@ class Door:
             self._check_host(headers)
             path: str = scope["path"]
             if path not in PUBLIC and not path.startswith(PUBLIC_UNDER):
-                scope["caller"] = self._caller(headers)
+                scope["caller"] = found = self._caller(headers)
+                if found.actor.kind == "person":
+                    await self._check_peer(scope, receive)
         except OmnigentError as error:
             await problem(error)(scope, receive, send)
             return
@@ -84,6 +95,11 @@ class Door:
         origin = headers.get(b"origin")
         if origin is not None and urlsplit(origin.decode("latin-1").lower()).netloc != host:
             raise Forbidden("Requests from other web pages are refused.", hint="Use the page of this server.")
+
+    async def _check_peer(self, scope: Scope, receive: Receive) -> None:
+        peer = await self._peers.of(scope["client"], scope["server"])
+        if peer.where != "outside":
+            raise await self._refusals.refuse(peer, scope, receive)
 
     def _caller(self, headers: dict[bytes, bytes]) -> Caller:
         scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
