@@ -175,12 +175,12 @@ def test_an_unknown_session_is_not_found(place: Place, verb: str) -> None:
 
 def test_a_cursor_beyond_the_log_is_named(place: Place, session: str) -> None:
     said = place.refused("logs", "--after", "99", session, code=2)
-    assert "after=99 is beyond the log's head 1" in said and "hint: " in said
+    assert "after=99 is beyond the log's head 2" in said and "hint: " in said
     stream = {"Accept": "text/event-stream"}
     path = f"/v1/sessions/{session}/events"
     for query, headers in (("?after=99", {}), ("?after=99", stream), ("", stream | {"Last_Event_ID": "99"})):
         status, problem = place.ask("GET", path + query, None, **headers)
-        assert (status, problem["code"], problem["head"]) == (400, "bad_cursor", 1)
+        assert (status, problem["code"], problem["head"]) == (400, "bad_cursor", 2)
     for query in ("?after=x", "?after=-1", "?limit=0"):
         status, problem = place.ask("GET", path + query)
         assert (status, problem["code"], problem["path"]) == (400, "malformed", query[1:].split("=")[0])
@@ -303,6 +303,149 @@ def test_a_log_with_newer_kinds_lists_shows_and_exports(place: Place, session: s
         assert again.read("events.jsonl").decode().splitlines() == lines
     child = place.ok("fork", NEWER, "--share-workspace").strip()
     assert json.loads(place.ok("show", child, "--json"))["forked_from"]["session_id"] == NEWER
+
+
+# Control.
+
+RULES = "policies:\n  - name: no-curl\n    when: {exec: curl}\n    then: deny\n"
+
+
+def test_a_wrong_rule_is_marked_in_its_file(place: Place, session: str) -> None:
+    path = place.here / "wrong.yaml"
+    path.write_text(RULES.replace("then: deny", "thn: deny"))
+    marked = ["error: wrong.yaml:4:5: ", "    4 |     thn: deny", "      |     ^", "hint: "]
+    for words in (
+        ("policy", "check", "wrong.yaml"),
+        ("policy", "add", "wrong.yaml", "--session", session),
+        ("policy", "add", "wrong.yaml", "--scope", "server"),
+        ("policy", "test", "wrong.yaml", "--events", session),
+        ("policy", "replay", session, "--policy", "wrong.yaml"),
+        ("run", "-p", "--policy", "wrong.yaml", "with a wrong rule"),
+    ):
+        said = place.refused(*words, code=2)
+        assert all(text in said for text in marked), said
+    assert json.loads(place.ok("ls", "--json", "--query", "with a wrong rule"))["items"] == []
+    path.write_text("policies:\n  - name: [\n")
+    assert "wrong.yaml:3:" in place.refused("policy", "check", "wrong.yaml", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["policy", "rm", "nothing", "--scope", "server"], 3, ["no policy 'nothing'", "There is "]),
+        (["policy", "rm", "nothing", "--session", "SESSION"], 3, ["no policy 'nothing'"]),
+        (
+            ["policy", "add", "rules.yaml", "--scope", "project", "--session", "SESSION"],
+            2,
+            ["--session doesn't"],
+        ),
+        (["policy", "add", "rules.yaml", "--session", "SESSION", "-C", "."], 2, ["Say --scope project"]),
+        (
+            ["policy", "add", "rules.yaml", "--scope", "project", "-C", "no/place"],
+            2,
+            ["no directory no/place"],
+        ),
+        (
+            ["policy", "test", "rules.yaml", "--events", "none.jsonl"],
+            3,
+            ["no file none.jsonl", "logs --json"],
+        ),
+        (
+            ["policy", "test", "rules.yaml", "--events", "rules.yaml"],
+            2,
+            ["rules.yaml:1: this line is no event"],
+        ),
+        (["policy", "test", "rules.yaml", "--events", "nobody"], 3, ["no session 'nobody'"]),
+        (["policy", "test", "rules.yaml", "--events", "SESSION", "--at", "noon"], 2, ["2026-11-24T22:00"]),
+        (["policy", "explain", "tc_none", "--session", "SESSION"], 3, ["'tc_none'", "tc_…"]),
+        (["budget", "SESSION", "lots"], 2, ["US dollars like 3 or 2.50, not 'lots'"]),
+        (["budget", "nobody", "5"], 3, ["no session 'nobody'"]),
+        (["revoke", "gr_none"], 3, ["no grant 'gr_none'", "omnigent grants"]),
+        (["run", "-p", "--budget", "lots", "x"], 2, ["--budget takes US dollars"]),
+        (["run", "-p", "--policy", "none.yaml", "x"], 2, ["none.yaml can't be read"]),
+        (["audit", "verify", "--house", "SESSION"], 2, ["--house is no session's"]),
+        (["audit", "export", "SESSION", "-o", "rules.yaml"], 5, ["rules.yaml is there already", "--force"]),
+        (["usage", "--session", "nobody"], 3, ["no session 'nobody'"]),
+        (["approve", "ap_none"], 3, ["no open approval 'ap_none'", "omnigent inbox"]),
+    ],
+)
+def test_control_is_refused_by_name(
+    place: Place, session: str, words: list[str], code: int, told: list[str]
+) -> None:
+    (place.here / "rules.yaml").write_text(RULES)
+    said = place.refused(*(session if word == "SESSION" else word for word in words), code=code)
+    for text in told:
+        assert text in said
+
+
+@pytest.mark.slow
+def test_what_loosens_asks_and_elsewhere_than_on_a_terminal_wants_a_yes(place: Place) -> None:
+    (place.here / "rules.yaml").write_text(RULES)
+    assert "+ project.no-curl" in place.run("policy", "add", "rules.yaml", "--scope", "project").stderr
+    shown = place.ok("policy", "ls")
+    assert f"project {place.here}" in shown and "no-curl" in shown and "run curl: deny" in shown
+    said = place.refused("policy", "rm", "no-curl", "--scope", "project", code=2)
+    assert "- project.no-curl" in said and "looser" in said and "Say --yes." in said
+    assert "no-curl" in place.ok("policy", "ls")
+    assert "applied to project" in place.run("policy", "rm", "no-curl", "--scope", "project", "--yes").stderr
+    assert "no-curl" not in place.ok("policy", "ls")
+    changed = [row for row in map(json.loads, place.ok("audit", "export", "--house").splitlines())
+               if row["event"]["kind"] == "policy.changed"]  # fmt: skip
+    assert [row["event"]["body"]["loosens"] for row in changed] == [False, True]
+    assert {row["event"]["actor"]["via"] for row in changed} == {"cli"}
+    assert "whole" in place.ok("audit", "verify", "--house")
+
+
+@pytest.mark.slow
+def test_a_projects_file_is_proposed_with_the_command_that_applies_it(place: Place) -> None:
+    path = place.here / ".omnigent" / "policies.yaml"
+    path.parent.mkdir()
+    path.write_text(RULES)
+    try:
+        said = place.run("policy", "ls").stderr
+        assert f"{path} differs from what is applied" in said
+        command = next(line.strip() for line in said.splitlines() if line.strip().startswith("omnigent "))
+        assert place.run(*command.split()[1:]).returncode == 0
+        assert "differs" not in place.run("policy", "ls").stderr
+        assert place.run("policy", "rm", "no-curl", "--scope", "project", "--yes").returncode == 0
+    finally:
+        shutil.rmtree(path.parent)
+
+
+@pytest.mark.slow
+def test_a_session_has_rules_and_a_budget_of_its_own(place: Place, session: str) -> None:
+    (place.here / "rules.yaml").write_text(RULES)
+    assert "+ session.no-curl" in place.run("policy", "add", "rules.yaml", "--session", session).stderr
+    assert "no-curl" in place.ok("policy", "ls", session)
+    assert "may spend $2.50" in place.run("budget", session, "2.50").stderr
+    assert place.ok("budget", session) == "$0.00 of $2.50\n"
+    shown = place.ok("show", session)
+    assert "budget     $0.00 of $2.50" in shown and "sandbox: host" in shown and "policies " in shown
+    assert "no cap" in place.run("budget", session, "off").stderr
+    assert place.ok("budget", session) == "no cap\n"
+    assert place.run("grants", session).stderr == "Nothing is allowed without asking again.\n"
+    assert place.run("policy", "rm", "session.no-curl", "--session", session, "--yes").returncode == 0
+    assert "no-curl" not in place.ok("policy", "ls", session)
+    log = place.ok("logs", session)
+    assert "+ session.no-curl" in log and "budget: $2.50" in log and "budget: no cap" in log
+
+
+@pytest.mark.slow
+def test_a_tested_log_fails_on_what_it_is_told_to(place: Place, session: str) -> None:
+    (place.here / "rules.yaml").write_text(RULES)
+    ran = place.run("policy", "test", "rules.yaml", "--events", session, "--fail-on", "deny")
+    assert (ran.returncode, ran.stderr) == (0, "0 allowed, 0 asked, 0 paused, 0 denied\n")
+    first = json.loads(place.ok("logs", "--json", session).splitlines()[0])
+    body = {
+        "tool": "bash", "title": "curl x", "parsed": "full", "raw": "{}", "native_id": "1", "gated": True,
+        "actions": [{"type": "exec", "command": "curl x", "argv": ["curl", "x"], "program": "curl"}],
+    }  # fmt: skip
+    asked = first | {"seq": 2, "tree_pos": 2, "kind": "tool.requested", "item_id": "tc_1", "body": body}
+    (place.here / "log.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(asked)}\n")
+    ran = place.run("policy", "test", "rules.yaml", "--events", "log.jsonl", "--fail-on", "deny")
+    assert (ran.returncode, "1 denied" in ran.stderr) == (6, True), ran
+    assert "session.no-curl" in ran.stdout and "curl x" in ran.stdout
+    assert place.run("policy", "test", "rules.yaml", "--events", "log.jsonl").returncode == 0
 
 
 # Links, and a program that was replaced under its server.

@@ -208,7 +208,8 @@ async def test_rules_are_tried_on_a_recorded_session_and_on_its_exported_events(
         "POST", "/v1/policies/test", {"policies": PUSH, "events": page["events"]}
     )
     assert (status, again) == (200, found)
-    for body in ({"policies": PUSH}, {"policies": PUSH, "session_id": session_id, "events": []}):
+    both: JSON = {"policies": PUSH, "session_id": session_id, "events": []}
+    for body in ({"policies": PUSH}, both):
         status, problem = await served.ask("POST", "/v1/policies/test", body)
         assert (status, problem["path"]) == (400, "events")
     status, problem = await served.ask("POST", "/v1/policies/test", {"policies": PUSH, "events": [{"x": 1}]})
