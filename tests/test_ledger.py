@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omnigent.errors import OverBudget
-from omnigent.events import Draft, Event
+from omnigent.events import Draft, HarnessStarted, UsageReported, UsageReserved
 from omnigent.log import Log, MemoryLog, SqliteLog, UsageBy
-from omnigent.log.ledger import Account, Entry, call_of, enter, follow
 from omnigent.metering import Cap, CapScope, Spend
 from omnigent.testing.control_suite import reported, reserved, started
 from omnigent.testing.log_rig import Hands, SuiteProjector, created, forked, read_all
@@ -23,7 +22,7 @@ SOURCES: tuple[UsageBy, ...] = get_args(UsageBy)
 SCOPES: tuple[CapScope, ...] = get_args(CapScope)
 COUNTED = ("calls", "input_tokens", "output_tokens", "unknown_calls", "notional_nanousd")
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Step(NamedTuple):
@@ -86,9 +85,8 @@ class World:
         return reported(call, step.cost, source=source, **tokens)
 
     async def make(self, what: str, session_id: str, fresh: str, owner: int) -> None:
-        theirs = created().body.model_copy(
-            update={"owner": f"owner {owner % 2}", "workspace": f"/{owner % 3}"}
-        )
+        whose = {"owner": f"owner {owner % 2}", "workspace": f"/{owner % 3}"}
+        theirs = created().body.model_copy(update=whose)
         root = self.roots[session_id] if what == "child" else None
         if what == "fork":
             events = await read_all(self.log, session_id)
@@ -179,26 +177,26 @@ def test_a_replay_and_another_log_say_the_same(script: list[Step]) -> None:
 
 
 async def check_entries(world: World) -> None:
-    """The calls of each session are those that folding its own events by the rules alone gives."""
+    """By hand: the first report of a call that counts is what it cost, and ends its reservation."""
     for session_id in world.sessions:
-        entries: dict[str, Entry] = {}
-        account = Account("")
+        open_calls, costs, metering = set[str](), dict[str, int | None](), "harness"
         for event in await read_all(world.log, session_id):
-            account = follow(account, event)
-            if event.session_id == session_id:
-                fold(entries, account, event)
-        settled = [entry for entry in entries.values() if entry.state == "settled"]
+            body = event.body
+            if event.session_id != session_id:
+                continue
+            if isinstance(body, HarnessStarted):
+                metering = body.metering
+            elif isinstance(body, UsageReserved) and body.call_id not in costs:
+                open_calls.add(body.call_id)
+            elif isinstance(body, UsageReported) and body.source not in ("gateway", metering):
+                continue
+            elif isinstance(body, UsageReported):
+                costs.setdefault(body.call_id, body.cost_nanousd)
         rows = await world.log.usage("session", session_id=session_id)
-        assert sum(row["calls"] for row in rows) == len(settled)
-        assert set(await world.log.reserved(session_id)) == {
-            entry.call_id for entry in entries.values() if entry.state == "reserved"
-        }
-
-
-def fold(entries: dict[str, Entry], account: Account, event: Event) -> None:
-    call_id = call_of(event)
-    if call_id is not None and (entry := enter(account, event, entries.get(call_id))):
-        entries[call_id] = entry
+        told = sum((row["cost_nanousd"] or 0) + row["notional_nanousd"] for row in rows)
+        assert sum(row["calls"] for row in rows) == len(costs)
+        assert told == sum(cost or 0 for cost in costs.values())
+        assert set(await world.log.reserved(session_id)) == open_calls - set(costs)
 
 
 # Caps.
@@ -209,13 +207,10 @@ class Request(NamedTuple):
     estimate: int
     used: float
     """Of the estimate: a bounded call never uses more."""
-    cap_scope: CapScope
 
 
 requests = st.lists(
-    st.builds(Request, st.integers(0, 3), st.integers(0, 400), st.floats(0, 1), st.sampled_from(SCOPES)),
-    min_size=1,
-    max_size=40,
+    st.builds(Request, st.integers(0, 3), st.integers(0, 400), st.floats(0, 1)), min_size=1, max_size=40
 )
 
 
@@ -265,18 +260,19 @@ def test_every_cap_holds_at_once(asked: list[Request], dollars: int, tokens: int
         async def call(request: Request) -> None:
             session_id = sessions[request.session]
             caps = [
-                Cap(request.cap_scope, "dollars", nanousd=dollars),
+                *(Cap(scope, "dollars", nanousd=dollars) for scope in SCOPES),
                 *(Cap(scope, "tokens", tokens=tokens) for scope in SCOPES),
             ]
             draft = reserved(f"call_{next(numbers)}", request.estimate, tokens=request.estimate, most=7)
-            before = (await log.spend(session_id, clock.at))[request.cap_scope].nanousd
             try:
                 await log.append(session_id, [draft], caps=caps)
-            except OverBudget:
+            except OverBudget as error:
+                cap = error.facts["cap"]
+                assert cap["settled"] + cap["reserved"] + cap["estimate"] > cap["limit"]
                 return
-            assert before <= dollars or request.estimate == 0
-            for scope, spend in (await log.spend(session_id, clock.at)).items():
-                assert spend.tokens <= tokens, scope
+            for spend in (await log.spend(session_id, clock.at)).values():
+                assert spend.nanousd <= dollars
+                assert spend.tokens <= tokens
 
         await asyncio.gather(*map(call, asked))
 
