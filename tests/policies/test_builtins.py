@@ -304,6 +304,10 @@ def test_approve(params: dict[str, Any], action: Action, answer: str) -> None:
         (read("certs/*.pem", glob=True), "ask"),
         (read("certs/*.p[e]m", glob=True), "ask"),
         (read("*rsa*", glob=True), "ask"),
+        (read("**/*env", glob=True), "ask"),
+        (read("**/*.env", glob=True), "ask"),
+        (read("?env", glob=True), "ask"),
+        (read("**/*.py", glob=True), "-"),
         (read("src/*.py", glob=True), "-"),
         (read("**/*.json", glob=True), "-"),
         (read("src/**/*.py", glob=True), "-"),
@@ -424,7 +428,7 @@ def test_a_work_tree_below_an_agents_directory_is_judged_by_what_lies_in_it() ->
         ("git rebase main", "ask"),
         ("git rebase --abort", "-"),
         ("git filter-branch --all", "ask"),
-        ("git commit --amend", "ask"),
+        ("git commit --amend", "-"),
         ("git branch -D old", "ask"),
         ("git branch --delete --force old", "ask"),
         ("git branch -d old", "-"),
@@ -433,10 +437,13 @@ def test_a_work_tree_below_an_agents_directory_is_judged_by_what_lies_in_it() ->
         ("git clean -fd", "ask"),
         ("git clean -n", "-"),
         ("git checkout -f main", "ask"),
-        ("git checkout -- a.py", "ask"),
+        ("git checkout -- a.py", "-"),
+        ("git checkout -- src/", "ask"),
+        ("git checkout HEAD -- '*.py'", "ask"),
         ("git checkout .", "ask"),
         ("git checkout main", "-"),
-        ("git restore a.py", "ask"),
+        ("git restore .", "ask"),
+        ("git restore --staged .", "-"),
         ("git restore --staged a.py", "-"),
         ("git stash", "-"),
         ("git stash drop", "ask"),
@@ -462,7 +469,7 @@ def test_a_work_tree_below_an_agents_directory_is_judged_by_what_lies_in_it() ->
         ("systemctl status nginx", "-"),
         ("systemctl restart nginx", "ask"),
         ("kill -9 -1", "deny"),
-        ("kill 123", "ask"),
+        ("kill 123", "-"),
         ("pkill node", "ask"),
         ("chmod -R 777 .", "ask"),
         ("chmod -R a+w .", "ask"),
@@ -512,6 +519,8 @@ def test_blast_radius(text: str, answer: str) -> None:
         (delete("/other/build"), "ask"),
         (write("src/a.py", change="delete"), "-"),
         (write("/dev/sda"), "deny"),
+        (run("mv src /dev/null"), "ask"),
+        (run("mv src lib"), "-"),
         (run("sudo ls", program="ls", argv=("ls",)), "ask"),
         (run("sqlite3 app.db", stdin="drop table users;"), "ask"),
     ],
@@ -565,22 +574,27 @@ def test_blast_radius_answers_by_group() -> None:
     assert said(policy, delete("gen")) == "-"
 
 
-def test_an_amend_asks_unless_the_commit_was_made_here_and_not_pushed_since() -> None:
+def test_an_amend_asks_after_a_push_until_the_next_commit() -> None:
     story = Story(built("blast_radius"))
     amend, commit, push = run("git commit --amend"), run("git commit -m x"), run("git push")
-    assert story.said(amend) == "ask"
-    story.request(commit, item="tc_a")
-    assert story.said(amend) == "ask"
-    story.tell(ToolCompleted(outcome="ok"), "tc_a")
     assert story.said(amend) == "-"
-    assert story.said(run("git commit --amend", cwd="/elsewhere")) == "ask"
     assert story.said(push, amend) == "ask"
     story.request(push)
     assert story.said(amend) == "ask"
     assert story.said(commit, amend) == "-"
-    story.request(commit, item="tc_b")
-    story.tell(ToolCompleted(outcome="error", exit_code=1), "tc_b")
+    story.request(commit, item="tc_a")
+    story.tell(ToolCompleted(outcome="error", exit_code=1), "tc_a")
     assert story.said(amend) == "ask"
+    story.request(amend, item="tc_b")
+    story.tell(ToolCompleted(outcome="ok"), "tc_b")
+    assert story.said(amend) == "ask"
+    story.request(commit, item="tc_c")
+    assert story.said(amend) == "ask"
+    story.tell(ToolCompleted(outcome="ok"), "tc_c")
+    assert story.said(amend) == "-"
+    for call in range(200):
+        story.request(commit, item=f"tc_{call}")
+    assert len(story.memory["open"]) <= 50
 
 
 # ── spend ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -179,24 +179,23 @@ def _meet(rule: tuple[str, ...], shell: tuple[str, ...], hinted: bool) -> bool:
     if rule[0] == "**":
         return _meet(rule[1:], shell, hinted) or _meet(rule, shell[1:], hinted)
     if shell[0] == "**":
-        hidden = hinted and rule[0].startswith(".")
+        # Not through hidden directories, so that every `**/*.py` isn't a look into them.
+        hidden = hinted and rule[0].startswith(".") and len(rule) > 1
         return _meet(rule, shell[1:], hinted) or (not hidden and _meet(rule[1:], shell, hinted))
     return _parts_meet(rule[0], shell[0], hinted) and _meet(rule[1:], shell[1:], hinted)
 
 
 def _parts_meet(rule: str, shell: str, hinted: bool) -> bool:
-    # A shell's wildcard doesn't match a leading dot, so that `*` isn't every hidden file too.
-    if rule.startswith(".") and _WILD.match(shell):
-        return False
     if hinted and shell.startswith("*") and not _hints(rule, shell):
         return False
     return _texts_meet(_classless(rule), _classless(shell))
 
 
 def _hints(rule: str, shell: str) -> bool:
-    if _ANY_NAME.fullmatch(shell):
-        return rule == shell != "*"
     known = rule.replace("*", "")
+    if _ANY_NAME.fullmatch(shell):
+        extension = shell[1:]
+        return bool(extension) and (known == extension or known.startswith(f"{extension}."))
     return any(len(chunk) > 1 and chunk in known for chunk in _WILDS.split(shell))
 
 

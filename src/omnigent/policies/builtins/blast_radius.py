@@ -20,6 +20,7 @@ from omnigent.policies.builtins._blows import Group, blows, build_dirs
 from omnigent.policies.contract import Facts, Opinion
 
 Answer = Literal["ask", "deny", "allow"]
+Reach = Group | Literal["deletes"]
 
 _DATABASE_CLIENTS = frozenset(
     {
@@ -43,6 +44,7 @@ _DROPS = re.compile(
 _DEVICE = re.compile(r"(?:^|=)/dev/(?:sd|hd|vd|xvd|nvme|mmcblk|disk|rdisk|mapper/|dm-|loop|mem|md)")
 _AS_ROOT = re.compile(r"^\s*(?:\w+=\S*\s+)*(?:\S*/)?(?:sudo|doas|pkexec|su)\s")
 _WILD = re.compile(r"[*?\[]")
+_WHOLE = frozenset({".", "./", ":/", ":", ".."})
 _LOOK_BACK = 50
 """Calls still running whose end is waited for."""
 
@@ -59,8 +61,8 @@ class BlastParams(Params):
 
 
 class BlastRadius(Builtin[BlastParams]):
-    """Memory: `fresh`, the directories whose last commit was made here and not pushed since (amending another
-    asks), and `open`, what calls that haven't ended may yet do to that."""
+    """Memory: `pushed`, whether a push was asked for and no commit made since (amending asks then), and
+    `open`, the calls that commit and haven't ended."""
 
     NAME: ClassVar[str] = "blast_radius"
     PARAMS: ClassVar[type[Params]] = BlastParams
@@ -71,18 +73,17 @@ class BlastRadius(Builtin[BlastParams]):
         self._build_dirs = build_dirs() | set(params.build_dirs)
 
     def empty(self) -> Any:
-        return {"fresh": [], "open": {}}
+        return {"pushed": False, "open": []}
 
     def observe(self, memory: Any, event: Event, tree: JSON) -> Any:
         if event.kind not in (ToolRequested.KIND, ToolCompleted.KIND):
             return memory
         match event.body:
-            case ToolRequested() as call if event.item_id and any(_is_git(each) for each in call.actions):
+            case ToolRequested() as call if event.item_id:
                 self._requested(memory, event.item_id, call)
-            case ToolCompleted(outcome="ok") if event.item_id in memory["open"]:
-                memory["fresh"] = _add(memory["fresh"], memory["open"].pop(event.item_id))
-            case ToolCompleted():
-                memory["open"].pop(event.item_id, None)
+            case ToolCompleted() as done if event.item_id in memory["open"]:
+                memory["open"].remove(event.item_id)
+                memory["pushed"] = memory["pushed"] and done.outcome != "ok"
             case _:
                 pass
         return memory
@@ -121,35 +122,33 @@ class BlastRadius(Builtin[BlastParams]):
     def _command(self, action: Exec, facts: Facts) -> Opinion | None:
         found = [self._answer(blow.group, blow.reason) for blow in blows(action)]
         found += [self._answer(group, reason) for group, reason in _further(action)]
-        if _is_amend(action) and not self._is_fresh(action, facts):
-            found.append(self._answer("history", "The commit it rewrites may be pushed already."))
+        if _is_amend(action) and _is_pushed(facts):
+            found.append(self._answer("history", "The commit it rewrites was pushed."))
         opinions = [each for each in found if each]
         # The most telling first: a deny, then in the order of the table.
         return next((each for each in opinions if each.decision == "deny"), opinions[0] if opinions else None)
 
-    def _answer(self, group: Group | Literal["deletes"], reason: str) -> Opinion | None:
+    def _answer(self, group: Reach, reason: str) -> Opinion | None:
         answer: Answer = getattr(self.params, group)
         return None if answer == "allow" else one(answer, reason, f"group={group}")
 
     def _requested(self, memory: Any, item_id: str, call: ToolRequested) -> None:
-        commits = [each.cwd for each in call.actions if isinstance(each, Exec) and _is_commit(each)]
-        pushed = any(isinstance(each, Exec) and _begins(each, "push") for each in call.actions)
-        if pushed:
+        if any(_begins(action, "push") for action in call.actions):
             # As soon as it is asked for: whether it got through before it failed isn't known.
-            memory["fresh"] = []
-            memory["open"].clear()
-        elif commits:
-            memory["open"][item_id] = commits
-            while len(memory["open"]) > _LOOK_BACK:
-                del memory["open"][next(iter(memory["open"]))]
+            memory["pushed"] = True
+            memory["open"] = []
+        elif any(map(_is_commit, call.actions)):
+            memory["open"] = [*memory["open"][1 - _LOOK_BACK :], item_id]
 
-    def _is_fresh(self, action: Exec, facts: Facts) -> bool:
-        earlier = facts.call.actions[: facts.index]
-        if any(isinstance(each, Exec) and _begins(each, "push") for each in earlier):
+
+def _is_pushed(facts: Facts) -> bool:
+    """Whether the last commit is on a remote, as far as the session tree tells."""
+    for earlier in reversed(facts.call.actions[: facts.index]):
+        if _begins(earlier, "push"):
+            return True
+        if _is_commit(earlier):
             return False
-        return action.cwd in facts.memory["fresh"] or any(
-            isinstance(each, Exec) and _is_commit(each) and each.cwd == action.cwd for each in earlier
-        )
+    return facts.memory["pushed"]
 
 
 def _is_filtered(facts: Facts) -> bool:
@@ -171,9 +170,9 @@ _NO_FILTERS = frozenset(
 )
 
 
-def _further(action: Exec) -> list[tuple[Group, str]]:
+def _further(action: Exec) -> list[tuple[Reach, str]]:
     """What the table can't say: operands that matter."""
-    found: list[tuple[Group, str]] = []
+    found: list[tuple[Reach, str]] = []
     if _AS_ROOT.match(action.command):
         found.append(("system", "It runs as another user."))
     match action.program:
@@ -187,6 +186,8 @@ def _further(action: Exec) -> list[tuple[Group, str]]:
             if action.program == "dd" and not any(word.startswith("of=/dev/") for word in action.argv):
                 return found
             found.append(("catastrophe", "It overwrites a disk."))
+        case "mv" if action.argv[-1:] == ("/dev/null",):
+            found.append(("deletes", "Moved to /dev/null it is gone."))
         case "chmod" if flag(action, "R", "recursive") and _opens(action):
             found.append(("system", "It lets everyone write a whole tree."))
         case program if program in _DATABASE_CLIENTS and _DROPS.search(
@@ -205,12 +206,14 @@ def _git(action: Exec) -> list[tuple[Group, str]]:
         return [("history", "It rewrites or deletes what is on the remote.")]
     if _begins(action, "branch") and flag(action, "delete") and flag(action, "force"):
         return [("history", "It deletes a branch that may not be merged.")]
-    discards = _begins(action, "checkout") and ("--" in action.argv or "." in action.words[1:])
+    whole = any(word in _WHOLE or word.endswith("/") or _WILD.search(word) for word in action.words[1:])
     restores = _begins(action, "restore") and (
         flag(action, "worktree", "W") or not flag(action, "staged", "S")
     )
-    if discards or restores:
-        return [("history", f"git {action.words[0]} of paths throws away changes that aren't committed.")]
+    if whole and (restores or _begins(action, "checkout")):
+        return [
+            ("history", f"git {action.words[0]} of many paths throws away changes that aren't committed.")
+        ]
     return []
 
 
@@ -221,24 +224,16 @@ def _opens(action: Exec) -> bool:
     )
 
 
-def _is_git(action: Action) -> bool:
-    return isinstance(action, Exec) and action.program == "git"
-
-
-def _begins(action: Exec, word: str) -> bool:
-    return action.program == "git" and action.words[:1] == (word,)
+def _begins(action: Action, word: str) -> bool:
+    return isinstance(action, Exec) and action.program == "git" and action.words[:1] == (word,)
 
 
 def _is_amend(action: Exec) -> bool:
     return _begins(action, "commit") and flag(action, "amend")
 
 
-def _is_commit(action: Exec) -> bool:
-    return _begins(action, "commit") and not flag(action, "amend", "dry-run")
-
-
-def _add(fresh: list[str], commits: list[str]) -> list[str]:
-    return list(dict.fromkeys([*fresh, *commits]))[-_LOOK_BACK:]
+def _is_commit(action: Action) -> bool:
+    return isinstance(action, Exec) and _begins(action, "commit") and not flag(action, "amend", "dry-run")
 
 
 def _holds(path: str, workspace: str) -> bool:
