@@ -10,7 +10,6 @@ import pytest
 from harnesses import test_claude_code, test_codex, test_pi
 from model_calls import Book
 
-from omnigent.events import TurnCompleted
 from omnigent.gateway import Gateway
 from omnigent.harnesses import Wire
 from omnigent.metering import Grant
