@@ -361,8 +361,9 @@ async def test_gate_allows_denies_and_says_why(lab: Lab) -> None:
         agent.decide = lambda call: "denied" not in call.raw
         await agent.run("go")
         first, second = agent.asks()
-        assert first.body.actions == (Exec(command="echo one; exit 3", cwd=str(lab.workspace)),)
-        assert (first.body.title, first.body.parsed, first.body.gated) == ("echo one; exit 3", "opaque", True)
+        runs = [(action.command, action.cwd) for action in cast(list[Exec], first.body.actions)]
+        assert runs == [("echo one", str(lab.workspace)), ("exit 3", str(lab.workspace))]
+        assert (first.body.title, first.body.parsed, first.body.gated) == ("echo one; exit 3", "full", True)
         ended = {e.item_id: cast(ToolCompleted, e.body) for e in agent.emits(ToolCompleted)}
         assert (ended[first.item_id].outcome, ended[first.item_id].exit_code) == ("error", 3)
         assert ended[first.item_id].output.text == "one"
@@ -990,8 +991,8 @@ def test_unknown_disabled_and_malformed_calls_are_doubt() -> None:
         (ask,) = agent.hook(tool, use=f"toolu_{tool}", **given)
         assert isinstance(ask, Ask) and ask.body.parsed == "opaque" and ask.body.gated
     (ask,) = agent.hook("mcp__lab__ping", use="toolu_mcp")
-    assert isinstance(ask, Ask) and [action.model_dump() for action in ask.body.actions] == [
-        {"type": "mcp", "server": "lab", "tool": "ping"}
+    assert isinstance(ask, Ask) and [action.model_dump(exclude_defaults=True) for action in ask.body.actions] == [
+        {"server": "lab", "tool": "ping", "arguments": "{}"}
     ]
 
 

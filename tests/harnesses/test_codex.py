@@ -304,8 +304,9 @@ async def test_a_harmless_command_asks(tmp_path: Path, binary: Binary, model: st
         rig.judge = hold
         held = await rig.start("list")
         ask = await rig.asked(held)
-        assert ask.body.actions == (Exec(command="ls", cwd=str(rig.workspace)),)
-        assert (ask.body.tool, ask.body.title, ask.body.parsed) == ("exec_command", "ls", "opaque")
+        (action,) = ask.body.actions
+        assert isinstance(action, Exec) and (action.argv, action.cwd) == (("ls",), str(rig.workspace))
+        assert (ask.body.tool, ask.body.title, ask.body.parsed) == ("exec_command", "ls", "full")
         await rig.send(Verdict(ask.item_id, allow=True))
         await rig.end(held)
         done = held.completion(ask)

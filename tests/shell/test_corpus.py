@@ -54,6 +54,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / ".git").mkdir()
     (root / ".git" / "config").write_text(CONFIG)
     (root / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    (root / ".gitignore").write_text("node_modules\n.env\n.env.*\n")
     (root / "link-to-env").symlink_to(".env")
     return root
 

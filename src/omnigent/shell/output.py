@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from omnigent.shell.programs import Split
@@ -47,12 +49,15 @@ def output_of(
             return _found(simple, operands) if program == "find" else _here(simple.scope)
         case "ls":
             return _here(simple.scope)
+        case "rg" if split.names & {"files", "files-with-matches"}:
+            hidden = split.names & {"hidden", "unrestricted", "no-ignore"}
+            return replace(_here(simple.scope), visible=not hidden)
         case "rg":
-            return _here(simple.scope) if split.names & {"files", "files-with-matches"} else UNKNOWN
+            return UNKNOWN
         case "id":
             return Said(atom=True)
         case "git":
-            return _git(simple.scope, subs, split)
+            return _git(simple.scope, subs, split, operands)
         case _ if program in _ATOMS and simple.scope.cwd is not None:
             return Said(atom=True) if program != "mktemp" else Said(below=os.environ.get("TMPDIR", "/tmp"))
         case "grep" if split.names & {"files-with-matches", "files-without-match"} and len(operands) > 1:
@@ -159,21 +164,32 @@ def _found(simple: Simple, operands: Sequence[Word]) -> Said:
     return Said(below=root, pattern=pattern)
 
 
-def _git(scope: Scope, subs: tuple[str, ...], split: Split) -> Said:
+def _git(scope: Scope, subs: tuple[str, ...], split: Split, operands: Sequence[Word]) -> Said:
     sub = subs[0] if subs else ""
     if scope.cwd is None:
         return UNKNOWN
     if sub == "rev-parse" and "show-toplevel" in split.names:
         return Said(str(repository_root(scope.cwd) or scope.cwd))
-    if (
-        sub == "ls-files"
-        or split.names & {"name-only"}
-        or (sub == "grep" and "files-with-matches" in split.names)
-    ):
-        return Said(below=".")
+    if sub == "ls-files" and len(operands) == 1 and operands[0].known and "*" in operands[0].text:
+        return Said(below=".", pattern=operands[0].text.rpartition("/")[2])
+    named = "name-only" in split.names or (sub == "grep" and "files-with-matches" in split.names)
+    if sub == "ls-files" or named:
+        return Said(below=".", visible="others" not in split.names and _ignores_secrets(scope.cwd))
     if sub in _GIT_ATOMS or (sub == "branch" and "show-current" in split.names):
         return Said(atom=True)
     return UNKNOWN
+
+
+def _ignores_secrets(cwd: Path) -> bool:
+    """The project keeps `.env` out of git, so that it isn't among the tracked files."""
+    root = repository_root(cwd)
+    try:
+        lines = (root / ".gitignore").read_text(errors="replace").splitlines() if root is not None else []
+    except OSError:
+        return False
+    return any(
+        fnmatchcase(".env", line.strip().strip("/")) for line in lines if line.strip() not in ("", "*")
+    )
 
 
 def repository_root(cwd: Path) -> Path | None:

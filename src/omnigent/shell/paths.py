@@ -107,7 +107,7 @@ def _places(word: Word, cwd: Path, touch: Touch) -> Iterable[tuple[str, str, boo
     if word.below is not None:
         real = real_path(word.below, cwd)
         yield word.below, real, False, True
-        if touch.kind == "read" and touch.hidden:
+        if touch.kind == "read" and touch.hidden and not word.visible:
             yield from _secrets_at(word.below, real)
         return
     pattern = word.pattern or ""

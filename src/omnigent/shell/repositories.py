@@ -251,11 +251,6 @@ def _checkout(split: Split, operands: list[Word], effects: Effects) -> None:
         effects.everyday = False
 
 
-def _remote(split: Split, operands: list[Word], effects: Effects) -> None:
-    if operands:
-        effects.everyday = False
-
-
 def _config_command(split: Split, operands: list[Word], effects: Effects) -> None:
     reads = split.names & {"get", "list", "get-all", "get-regexp", "l", "get-urlmatch", "show-origin"}
     key = operands[0].text if operands else ""
@@ -348,7 +343,7 @@ def _rm(split: Split, operands: list[Word], effects: Effects) -> None:
 
 
 _CHECKS = {
-    "branch": _branch, "checkout": _checkout, "switch": _checkout, "remote": _remote, "config": _config_command,
+    "branch": _branch, "checkout": _checkout, "switch": _checkout, "config": _config_command,
     "stash": _stash, "tag": _tag, "reset": _reset, "restore": _restore, "commit": _commit, "diff": _diff,
     "show": _show, "cat-file": _show, "add": _added, "submodule": _submodule, "worktree": _worktree,
     "bisect": _bisect, "blame": _added, "hash-object": _added, "reflog": _reflog, "rm": _rm, "grep": _file_reads,

@@ -13,6 +13,7 @@ from omnigent.shell.output import output_of
 from omnigent.shell.paths import file_actions, real_path
 from omnigent.shell.programs import EMPTY, Entry, Flag, Split, Wrapper, take_apart
 from omnigent.shell.simple import Effects, Shell, Simple
+from omnigent.shell.snippets import node_reads, python_reads
 from omnigent.shell.words import UNKNOWN, Said, Scope, Word
 
 SHELLS = {"sh", "bash", "zsh", "dash", "ksh", "ash", "rbash", "mksh"}
@@ -288,6 +289,11 @@ def _unwrap(shell: Shell, simple: Simple, program: str, wrapper: Wrapper, base: 
     if at < len(arguments) and arguments[at].known and arguments[at].text == "--":
         at += 1
     rest = arguments[at:]
+    module = split.value("module") if program in ("uv", "coverage") else None
+    if module is not None:
+        rest = (Word("python"), Word("-m"), module, *rest)
+    elif program in ("uv", "coverage", "poetry", "pdm") and rest and rest[0].text.endswith(".py"):
+        rest = (Word("python"), *rest)
     doubt = simple.doubt or ("How this command is wrapped isn't known before it runs." if unknown else "")
     if not rest:
         taken = arguments_of(programs.find(program), simple.words[1:])
@@ -428,6 +434,8 @@ def _interpreter(shell: Shell, simple: Simple, program: str) -> Said:
     split = take_apart(entry, arguments, until_operand=True)
     if any(not word.tame for word in arguments[: split.operands[0] if split.operands else None]):
         return _tell(shell, simple, program, doubt="What this interpreter runs isn't known before it runs.")
+    if split.names <= {"c", "eval", "print"} and len(split.flags) == 1 and split.flags[0].value is not None:
+        return _snippet(shell, simple, program, split.flags[0].value, arguments, entry)
     if split.names & entry.never or split.abbreviated:
         return _tell(
             shell, simple, program, doubt=f"Code for {program} in the command itself isn't looked into."
@@ -446,6 +454,24 @@ def _interpreter(shell: Shell, simple: Simple, program: str) -> Said:
     stdin = simple.around.stdin
     doubt = "" if stdin is None and not split.operands else "The program it runs comes from its input."
     return _tell(shell, simple, program, doubt=doubt, taken=arguments_of(entry, arguments))
+
+
+def _snippet(
+    shell: Shell, simple: Simple, program: str, code: Word, arguments: Sequence[Word], entry: Entry
+) -> Said:
+    """Inline code passes only where it does nothing but compute and print."""
+    readers = {"python": python_reads, "node": node_reads}
+    reads = readers[program](code.text) if program in readers and code.known else None
+    doubt = f"Code for {program} in the command itself isn't looked into."
+    if reads is not None and any(path.endswith((".py", ".js", ".json", ".mjs")) for path in shell.written):
+        reads = None
+    effects = Effects()
+    effects.read(*(Word(path) for path in reads or []))
+    taken = arguments_of(entry, arguments)
+    return _tell(
+        shell, simple, program, doubt="" if reads is not None else doubt, taken=taken, effects=effects,
+        everyday=reads is not None,
+    )  # fmt: skip
 
 
 def _module(shell: Shell, simple: Simple, arguments: Sequence[Word], module: Word) -> Said:
@@ -576,7 +602,7 @@ def _heard(name: str, stdin: Said | None) -> Word:
         return Word(f"${name}", known=False, many=True)
     if stdin.pattern is not None:
         return Word(f"${name}", known=False, pattern=f"{stdin.below}/**/{stdin.pattern}")
-    return Word(f"${name}", known=False, below=stdin.below)
+    return Word(f"${name}", known=False, below=stdin.below, visible=stdin.visible)
 
 
 def _assigns(shell: Shell, simple: Simple) -> Said:

@@ -43,6 +43,8 @@ class Word:
     """Not known, but without dash, slash, blank or wildcard: a number, a date, a commit."""
     many: bool = False
     """It may become several words, or none."""
+    visible: bool = False
+    """With `below`: no file whose name begins with a dot."""
     prefix: str = ""
     """What an unknown word certainly begins with."""
 
@@ -61,6 +63,8 @@ class Said:
     below: str | None = None
     pattern: str | None = None
     """With `below`: the names are like this."""
+    visible: bool = False
+    """With `below`: no file whose name begins with a dot."""
 
 
 UNKNOWN = Said()
@@ -334,6 +338,7 @@ class _Builder:
         self.atom = True
         self.many = False
         self.below: str | None = None
+        self.visible = False
         self.prefix = ""
         self.optional = False
         """Nothing of it is quoted or written: it vanishes when it stays empty."""
@@ -367,6 +372,7 @@ class _Builder:
             self.atom = self.atom and word.atom
         elif word.below is not None and (first or (known and before.endswith("/"))):
             self.below, self.atom = (os.path.join(before, word.below) if before else word.below), False
+            self.visible = word.visible
         else:
             self.vague, self.atom = True, False
 
@@ -379,7 +385,7 @@ class _Builder:
         if self.vague:
             return [Word(shown, known=False, many=self.many, prefix=self.prefix)]
         if self.below is not None:
-            return [Word(shown, known=False, below=self.below, many=self.many)]
+            return [Word(shown, known=False, below=self.below, many=self.many, visible=self.visible)]
         atom = self.atom and not self.known and "/" not in self.pattern and not self.wild
         return [Word(shown, known=False, pattern=self.pattern, atom=atom, many=self.many or self.wild,
                      prefix=self.prefix)]  # fmt: skip
@@ -401,7 +407,7 @@ def _said(said: Said, raw: str) -> Word:
     if said.below is not None and said.pattern is not None:
         return Word(raw, known=False, pattern=f"{said.below}/**/{said.pattern}", many=True)
     if said.below is not None:
-        return Word(raw, known=False, below=said.below, many=True)
+        return Word(raw, known=False, below=said.below, many=True, visible=said.visible)
     return Word(raw, known=False, many=True)
 
 

@@ -223,7 +223,7 @@ class HarnessSuite:
             turn = await rig.turn("run it")
             (ask,) = turn.asks
             assert runs(ask, "shown-91")
-            assert ask.body.parsed != "full"
+            assert ask.body.parsed == "full"
             assert (rig.workspace / "ran").exists()
             done = turn.completion(ask)
             assert done
@@ -523,7 +523,9 @@ class HarnessSuite:
             assert not any(secret in line for line in lines)
             turn = await rig.turn("first")
             (ask,) = turn.asks
-            assert ask.body.actions == (Mcp(server="notes", tool="note"),)
+            (action,) = ask.body.actions
+            assert isinstance(action, Mcp) and (action.server, action.tool) == ("notes", "note")
+            assert json.loads(action.arguments) == {"text": "one-51"}
             done = turn.completion(ask)
             assert done
             assert (done.outcome, done.output.text) == ("ok", "noted: one-51")
