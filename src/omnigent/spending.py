@@ -74,7 +74,7 @@ class Spending:
             return
         else:
             reason = "Other calls of this session's family took what was left of the budget."
-            verdict = Verdict("pause", ("budget",), reason)
+            verdict = Verdict("pause", ("budget",), reason, money=True)
         await self._stop(call, action, verdict)
 
     def _action(self, call: ModelCall) -> Model:
@@ -125,7 +125,7 @@ class Spending:
         if verdict.decision == "deny":
             self._refuse(call.call_id, "denied", verdict.reason)
             return
-        cause = "budget" if verdict.caps or verdict.rule_ids == ("budget",) else "policy"
+        cause = "budget" if verdict.money else "policy"
         self._refuse(call.call_id, "paused", verdict.reason, cause=cause, rule_ids=list(verdict.rule_ids))
 
     async def still_stopped(self) -> str | None:

@@ -85,6 +85,8 @@ class Verdict:
     """With `allow` of a model call: hosted tools to cut out."""
     caps: tuple[Cap, ...] = ()
     """With `allow` of a model call: what the reservation must keep to."""
+    money: bool = False
+    """With `pause`: a limit on spending is reached, so that a raised one lets it go on."""
     facts: tuple[str, ...] = ()
     """For `explain` and the audit: one line per rule that said something, and from which facts."""
 
@@ -101,6 +103,8 @@ class Opinion:
     command: str | None = None
     model: str | None = None
     caps: tuple[Cap, ...] = ()
+    money: bool = False
+    """It is about a limit on spending."""
     strip: tuple[str, ...] = ()
     """With `allow` of a model call: hosted tools to cut out."""
 

@@ -226,7 +226,8 @@ def _combine(call: Call, said: Sequence[_Said], setting: Setting) -> Verdict:
     names = tuple(dict.fromkeys(each.rule for each in won))
     reason = " ".join(dict.fromkeys(each.opinion.reason for each in won if each.opinion.reason))
     if decision != "ask":
-        return Verdict(decision, names, reason, facts=facts)
+        money = any(each.opinion.money for each in won)
+        return Verdict(decision, names, reason, money=money, facts=facts)
     if setting.approvals == "yes":
         return _allow(said, tuple(grants.used), facts)
     if setting.approvals == "deny":

@@ -1,7 +1,7 @@
 """A rule of the language as a `Policy`: what it matches, what it remembers, what it then says."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
 from omnigent.actions import Action, Exec, Model
@@ -200,7 +200,9 @@ class Written:
         more = f" and the call may use {_amount(limit, estimate)}" if estimate else ""
         reason = f"{_SCOPES[self.rule.scope].capitalize()} used {have} of {most}{more}."
         facts = f"{self.rule.scope} used={have} limit={most} call={_amount(limit, estimate)}"
-        return self._opinion(self.rule.then or "allow", self.rule.reason or reason, facts)
+        return replace(
+            self._opinion(self.rule.then or "allow", self.rule.reason or reason, facts), money=True
+        )
 
     def _unpriced(self, call: Model, spent: Spend) -> Opinion:
         if call.estimate_nanousd is None:

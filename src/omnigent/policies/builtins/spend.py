@@ -9,6 +9,7 @@ that its owner spent today (`user_day`) or that was spent in its workspace this 
 `then` is `pause`, `ask`, or `{downgrade: MODEL}`. A price that isn't known makes a dollar limit ask.
 """
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -91,7 +92,8 @@ class SpendLimit(Builtin[SpendParams]):
             return Opinion(
                 "allow", f"{words}: {then.downgrade} answers instead.", words, model=then.downgrade
             )
-        return one(then, f"{words}; a person must raise the limit or let it go on.", words)
+        said = one(then, f"{words}; a person must raise the limit or let it go on.", words)
+        return replace(said, money=True)
 
     def _cap(self) -> Cap:
         if self.params.usd is not None:
