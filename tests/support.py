@@ -26,6 +26,9 @@ AGENTS = CHECKOUT / ".tools"
 KEY = "test-key-0123456789"
 """What the scripted model takes for a real key."""
 
+PRICE = {"input": 3.0, "output": 15.0}
+"""USD per million tokens of the models that no price list knows."""
+
 MODELS = {
     "scripted": ("messages", "scripted-1"),
     "claude-code": ("messages", "claude-sonnet-5"),
@@ -99,13 +102,14 @@ class House:
 
     def _write_config(self, grace_seconds: float, runner: dict[str, float]) -> None:
         url, key = self.model.url, {"env": "LAB_KEY"}
+        ours = {"prices": {name: PRICE for name in ("scripted-1", "pi-model")}}
         config = {
             "server": {"port": self.port},
             "runner": {"grace_seconds": grace_seconds, **runner},
             "providers": {
-                "messages": {"api": "anthropic-messages", "base_url": url, "key": key},
+                "messages": {"api": "anthropic-messages", "base_url": url, "key": key, **ours},
                 "responses": {"api": "openai-responses", "base_url": f"{url}/v1", "key": key},
-                "chat": {"api": "openai-chat", "base_url": f"{url}/v1", "key": key},
+                "chat": {"api": "openai-chat", "base_url": f"{url}/v1", "key": key, **ours},
             },
             "defaults": {
                 name: {"provider": provider, "model": model} for name, (provider, model) in MODELS.items()
@@ -121,8 +125,11 @@ class House:
         # profile may leave locks behind.
         person = self.home / "person"
         person.mkdir(exist_ok=True)
+        programs = self.home / "programs"
+        programs.mkdir(exist_ok=True)
         environment = {
             **os.environ, "LAB_KEY": KEY, "OMNIGENT_HOME": str(self.home), "HOME": str(person),
+            "PATH": f"{programs}:{os.environ['PATH']}",
         }  # fmt: skip
         command = (sys.executable, "-m", "omnigent.server", "--home", str(self.home))
         with log:
@@ -221,6 +228,13 @@ class House:
             return found[count - 1] if len(found) >= count else None
 
         return wait_for(look, seconds, f"{kind} in {session_id}")
+
+    def place_program(self, name: str, script: str) -> None:
+        """Put a program first on the PATH of the server and its agents: before `start`, or while it runs."""
+        path = self.home / "programs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
 
     def approve(self, session_id: str, **more: Any) -> None:
         asked = self.await_kind(session_id, "approval.requested")
