@@ -548,6 +548,31 @@ def test_find_deletes_what_it_finds_and_not_where_it_looks(find: str, answer: st
     assert said(built("blast_radius"), command, nested, where) == answer
 
 
+@pytest.mark.parametrize(
+    ("actions", "answer"),
+    [
+        ((run("rm -rf dist"), delete("dist")), "-"),
+        (
+            (run("rm -rf dist packages/a/node_modules"), delete("dist"), delete("packages/a/node_modules")),
+            "-",
+        ),
+        ((run("rm -rf dist src"), delete("dist"), delete("src")), "ask"),
+        ((run("rm -rf /tmp/dist"), delete("/tmp/dist")), "ask"),
+        ((run("rm -rf dist"),), "ask"),
+        ((run("rm -rf dist"), run("ls")), "ask"),
+        ((run("rm -rf dist", doubt="x"), delete("dist")), "ask"),
+        ((run("rm -rf $X", unknown=(2,)), delete("dist")), "ask"),
+        ((run("sudo rm -rf dist", argv=("rm",), program="rm"), delete("dist")), "ask"),
+        ((run("./rm -rf dist"), delete("dist")), "ask"),
+    ],
+)
+def test_what_a_build_makes_anew_may_be_removed(actions: tuple[Action, ...], answer: str) -> None:
+    policy = built("approve")
+    seen = Seen(setting(), Call("tc_1", actions), 0, policy.empty())
+    opinion = policy.decide(actions[0], seen)
+    assert (opinion.decision if opinion else "-") == answer
+
+
 def test_a_request_of_an_everyday_gh_command_passes_and_none_of_its_others() -> None:
     request = net("https://github.com/")
     assert said(built("approve"), run("gh pr list", everyday=True), request) == "-"

@@ -49,6 +49,12 @@ def build_dirs() -> frozenset[str]:
     return frozenset(_data()["build_dirs"].split())
 
 
+def is_built(path: str, workspace: str, names: frozenset[str]) -> bool:
+    """Whether a path lies in a directory (or is one) that a build makes anew."""
+    parts = path.removeprefix(workspace).strip("/").split("/") if workspace else [path.rpartition("/")[2]]
+    return any(part in names or part.endswith(".egg-info") for part in parts)
+
+
 @cache
 def _table() -> dict[str, tuple[Blow, ...]]:
     table: dict[str, tuple[Blow, ...]] = {}

@@ -14,10 +14,12 @@
 """
 
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from typing import ClassVar, Literal
 
 from omnigent.actions import Action, Exec, FileRead, FileWrite, Mcp, Model, Net, Spawn
 from omnigent.policies.builtins._base import Builtin, Params, command_of, one, short
+from omnigent.policies.builtins._blows import build_dirs, is_built
 from omnigent.policies.builtins._hosts import CODE_HOSTS, REGISTRIES, is_local, listed
 from omnigent.policies.builtins._paths import Paths, target
 from omnigent.policies.contract import Decision, Facts, Opinion
@@ -60,7 +62,9 @@ class Approve(Builtin[ApproveParams]):
     def _reason(self, action: Action, facts: Facts) -> str | None:
         params = self.params
         match action:
-            case Exec() if params.exec == "all" or (params.exec == "unusual" and not action.everyday):
+            case Exec() if params.exec == "all" or (
+                params.exec == "unusual" and not _is_usual(action, facts)
+            ):
                 return f"`{short(action.command)}` isn't an everyday command; a person must allow it."
             case FileWrite() if self._outside(params.write, action, facts):
                 return f"Writing {action.path} needs a person's yes{_where(action)}."
@@ -100,6 +104,30 @@ class Approve(Builtin[ApproveParams]):
 
     def _listed(self, call: Mcp) -> bool:
         return any(fnmatchcase(f"{call.server}/{call.tool}", pattern) for pattern in self.params.tools)
+
+
+def _is_usual(action: Exec, facts: Facts) -> bool:
+    """Everyday, or an `rm` of nothing but what a build makes anew."""
+    if action.everyday or action.doubt:
+        return action.everyday
+    if (
+        action.argv[:1] != ("rm",)
+        or action.unknown
+        or action.env_names
+        or not action.command.startswith("rm ")
+    ):
+        return False
+    rest = facts.call.actions[facts.index + 1 :]
+    targets = tuple(takewhile(lambda each: not isinstance(each, Exec), rest))
+    workspace = str(facts.setting.session.get("workspace", ""))
+    return bool(targets) and all(
+        isinstance(each, FileWrite)
+        and each.change == "delete"
+        and each.in_workspace
+        and not (each.glob or each.doubt)
+        and is_built(each.real_path, workspace, build_dirs())
+        for each in targets
+    )
 
 
 def _where(action: FileRead | FileWrite) -> str:

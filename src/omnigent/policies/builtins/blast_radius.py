@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from omnigent.actions import Action, Exec, FileWrite
 from omnigent.events import JSON, Event, ToolCompleted, ToolRequested
 from omnigent.policies.builtins._base import Builtin, Params, command_of, flag, one, writes_api
-from omnigent.policies.builtins._blows import Group, blows, build_dirs
+from omnigent.policies.builtins._blows import Group, blows, build_dirs, is_built
 from omnigent.policies.contract import Facts, Opinion
 
 Answer = Literal["ask", "deny", "allow"]
@@ -105,7 +105,7 @@ class BlastRadius(Builtin[BlastParams]):
         if not filtered and (_holds(path, workspace) or _is_top(path) or path.endswith("/.git")):
             reason = f"Deleting {action.path} would take away far more than this task made."
             return self._answer("catastrophe", reason)
-        if action.in_workspace and self._is_built(path, workspace):
+        if action.in_workspace and is_built(path, workspace, self._build_dirs):
             return None
         where = "" if action.in_workspace else ", which lies outside the workspace"
         if filtered:
@@ -113,11 +113,6 @@ class BlastRadius(Builtin[BlastParams]):
         return self._answer(
             "deletes", f"It deletes {action.path} and all in it{where}; a person must allow it."
         )
-
-    def _is_built(self, path: str, workspace: str) -> bool:
-        below = path.removeprefix(workspace).strip("/").split("/")
-        names = below if workspace else below[-1:]
-        return any(name in self._build_dirs or name.endswith(".egg-info") for name in names)
 
     def _command(self, action: Exec, facts: Facts) -> Opinion | None:
         found = [self._answer(blow.group, blow.reason) for blow in blows(action)]
