@@ -1,7 +1,7 @@
-"""What the rest of the house knows of policies: the values that go in and come out, and the `Policy` protocol.
+"""What the rest of the house knows of policies: what goes in and comes out, and the `Policy` protocol.
 
-Everything is pure. `TreeState` is the fold of a session tree's events in `tree_pos` order (`fold`), `decide` is
-a function of a call, that state and a `Setting`; neither looks at a clock, a file or the network.
+Everything is pure. `TreeState` is the fold of a session tree's events in `tree_pos` order, `decide` is a
+function of a call, that state and a `Setting`; neither looks at a clock, a file or the network.
 """
 
 from collections.abc import Mapping, Sequence
