@@ -233,6 +233,10 @@ def _pushed(scope: Scope, split: Split, refspecs: list[Word], effects: Effects) 
             effects.doubts.append("Which branch this pushes isn't known before it runs.")
             continue
         source, colon, target = word.text.removeprefix("+").partition(":")
+        if word.text.startswith("+"):
+            effects.flags.add("force")
+        if colon and not source:
+            effects.flags.add("delete")
         name = (target if colon else source).removeprefix("refs/heads/").removeprefix("refs/tags/")
         root = repository_root(scope.cwd) if scope.cwd is not None else None
         yield (_head(root) or name) if name in ("HEAD", "@") else name

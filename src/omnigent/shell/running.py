@@ -19,6 +19,7 @@ from omnigent.shell.words import UNKNOWN, Said, Scope, Word
 SHELLS = {"sh", "bash", "zsh", "dash", "ksh", "ash", "rbash", "mksh"}
 _INSTALLED = re.compile(r"(/usr(/local)?)?/s?bin/[^/]+|/opt/homebrew/bin/[^/]+")
 _LOCAL_TOOLS = re.compile(r"(.*/)?(node_modules/\.bin|\.?venv/bin|vendor/bin)/[^/]+")
+_HOST = re.compile(r"(https?://)?(localhost|[\w-]+(\.[\w-]+)+)(:\d+)?/")
 _SETS = re.compile(r"([A-Za-z_]\w*)=(.*)", re.S)
 _ASKS_ONLY = {"help", "version", "V", "h", "v"}
 _ASKS_ALWAYS = {"help", "version"}
@@ -169,7 +170,9 @@ def ordinary(shell: Shell, simple: Simple, program: str) -> Said:
     effects = effects_of(
         shell, simple, program, taken.subs, taken.entry, taken.split, arguments[taken.base :]
     )
-    doubt = simple.doubt or taken.doubt or _unsure(taken, arguments) or next(iter(effects.doubts), "")
+    addresses = program in ("curl", "wget")
+    doubt = simple.doubt or taken.doubt or _unsure(taken, arguments, addresses=addresses)
+    doubt = doubt or next(iter(effects.doubts), "")
     names = taken.split.names
     asks_only = (
         bool(names) and not taken.split.operands and names <= (_ASKS_ALWAYS if taken.subs else _ASKS_ONLY)
@@ -192,11 +195,16 @@ def _warned(taken: Arguments) -> bool:
     return taken.split.abbreviated or bool(taken.split.names & taken.entry.never)
 
 
-def _unsure(taken: Arguments, arguments: Sequence[Word]) -> str:
-    """An argument that isn't known, where it may be a flag or anything else that matters."""
+def _unsure(taken: Arguments, arguments: Sequence[Word], *, addresses: bool = False) -> str:
+    """An argument that isn't known, where it may be a flag or anything else that matters.
+
+    Of an address (`addresses`) the host is enough.
+    """
     if taken.entry.operands == "text":
         return ""
     for place, word in enumerate(arguments):
+        if addresses and not word.many and _HOST.match(word.prefix):
+            continue
         if not word.tame and not (place >= taken.base and place - taken.base in taken.split.harmless):
             return f"The argument {word.text[:80]} isn't known before it runs."
     return ""
@@ -236,7 +244,9 @@ def _tell(
             unknown=tuple(place for place, word in enumerate(simple.words) if not word.known),
             program=program,
             words=words,
-            flags=tuple(sorted({_shown(flag.name, flag.value) for flag in split.flags if flag.name})),
+            flags=tuple(
+                sorted({_shown(flag.name, flag.value) for flag in split.flags if flag.name} | effects.flags)
+            ),
             cwd=str(scope.cwd) if scope.cwd is not None and not scope.remote else "",
             env_names=tuple(name for name, _ in simple.sets),
             stdin=stdin.text if stdin is not None else None,

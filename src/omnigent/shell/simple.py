@@ -67,6 +67,8 @@ class Effects:
     """False where its arguments take it out of the table of everyday commands."""
     repository: str = ""
     branches: tuple[str, ...] = ()
+    flags: set[str] = field(default_factory=set[str])
+    """Flags that other arguments stand for (`+branch` is a forced push)."""
 
     def read(self, *words: Word, recursive: bool = False, hidden: bool = True) -> None:
         self.touches += [Touch("read", word, recursive, hidden) for word in words]

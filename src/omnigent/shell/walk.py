@@ -244,7 +244,10 @@ class _Run:
         stdin = UNKNOWN if raw.startswith(">(") else None
         return self.sequence(node.children, scope.copy(), Around(stdin=stdin, own=False))
 
-    def command(self, node: Node, scope: Scope, around: Around, extra: tuple[Word, ...]) -> Said:
+    def command(
+        self, node: Node, scope: Scope, around: Around, extra: tuple[Word, ...], *, written: str = ""
+    ) -> Said:
+        """`written` is its text with the redirections around it."""
         expander = self.expander(scope)
         words: list[Word] = []
         sets: list[tuple[str, Word]] = []
@@ -273,7 +276,7 @@ class _Run:
         found = self.redirects(redirects, scope)
         around = around if found.stdin is None else replace(around, stdin=found.stdin)
         simple = Simple(
-            raw=self.source.slice(node), words=(*words, *extra), scope=scope, around=around,
+            raw=written or self.source.slice(node), words=(*words, *extra), scope=scope, around=around,
             sets=tuple(sets), doubt=found.doubt,
         )  # fmt: skip
         said = self.simple(simple)
@@ -293,7 +296,9 @@ class _Run:
         inner = around if found.stdin is None else replace(around, stdin=found.stdin)
         said = Said("")
         if body is not None and body.type == "command":
-            said = self.command(body, scope, inner, found.extra)
+            documents = any(child.type == "heredoc_redirect" for child in node.children)
+            written = "" if documents else self.source.slice(node)
+            said = self.command(body, scope, inner, found.extra, written=written)
         elif body is not None:
             if found.extra:
                 raise Opaque("A here-document isn't understood.")
