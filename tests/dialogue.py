@@ -82,6 +82,7 @@ class Talk:
     clock: Hands
     port: Port
     session: Session
+    audit: Audit
     number: int = 0
     """Of the current run's last event."""
     run: str = ""
@@ -224,7 +225,7 @@ class Talk:
         launches = self.port.launches
         self.port = Port()
         self.port.now, self.port.launches = state, launches
-        house = make_house(self.home, self.log, self.clock, self.port)
+        house = make_house(self.home, self.log, self.clock, self.port, self.audit)
         self.session = Session(house, await self.log.view(SESSION))
         await self.session.recover()
         return self
@@ -237,8 +238,7 @@ class Talk:
         assert (await self.log.view(SESSION)).dump() == stored.dump()
 
 
-def make_house(home: Path, log: MemoryLog, clock: Hands, port: Port) -> House:
-    audit = Audit(home, log, clock)
+def make_house(home: Path, log: MemoryLog, clock: Hands, port: Port, audit: Audit) -> House:
     return House(
         home,
         ConfigFile(home, config()),
@@ -270,5 +270,6 @@ async def begin_talk(home: Path, approvals: Approvals = "ask") -> Talk:
         owner="local",
     )
     await log.create(SESSION, [Draft(body)])
-    session = Session(make_house(home, log, clock, port), await log.view(SESSION))
-    return Talk(home, log, clock, port, session)
+    audit = Audit(home, log, clock)
+    session = Session(make_house(home, log, clock, port, audit), await log.view(SESSION))
+    return Talk(home, log, clock, port, session, audit)
