@@ -1,6 +1,8 @@
 """Every key of the language: what it matches, and how each mistake is told."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from omnigent.metering import Spend
 from omnigent.policies.contract import Call, Setting, Verdict
 from omnigent.policies.engine import decide
 from omnigent.policies.language import defaults, load, parse
+from omnigent.policies.rules import RULE_KEYS
 
 
 def file(kind: str, path: str, real: str = "", **rest: Any) -> Action:
@@ -411,3 +414,12 @@ def test_of_a_command_the_flags_are_a_set() -> None:
     action = made("git push --force -u origin")[0]
     assert isinstance(action, Exec)
     assert said("when: {exec: git push -u -f}, then: deny", action).decision == "deny"
+
+
+def test_the_examples_in_the_docs_parse() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    rules = [entry for block in blocks for entry in parse(block, "docs/policies.md", "session")]
+    assert len(rules) >= 14
+    used = {key for entry in rules for key in json.loads(entry.content)}
+    assert set(RULE_KEYS) - used == {"function"}
