@@ -5,6 +5,7 @@ at on its way. `test_page.py` has the same page before a real agent.
 """
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Coroutine, Iterator
@@ -127,7 +128,8 @@ def sent(page: Page) -> list[JSON]:
 
     def note(request: Request) -> None:
         if request.method == "POST" and request.url.endswith("/commands"):
-            found.append(request.post_data_json)
+            assert request.post_data
+            found.append(json.loads(request.post_data))
 
     page.on("request", note)
     return found
@@ -439,7 +441,7 @@ def test_a_quota_says_until_when(page: Page, hall: Hall) -> None:
 def test_grants_are_listed_and_revoked(page: Page, hall: Hall, sent: list[JSON]) -> None:
     session_id = hall.session()
     rules = ("builtin.approve",)
-    first, second = new_id("grant"), new_id("grant")
+    first, second = new_id("gr"), new_id("gr")
     hall.add(
         session_id,
         Draft(ev.GrantAdded(scope="pattern", rule_ids=rules, pattern="exec: npm run *"), first),

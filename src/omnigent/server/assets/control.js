@@ -123,6 +123,7 @@ function budgetSection(tell) {
     text.textContent = [spent(now) || "Nothing spent yet", capped ? "" : "no cap"].filter(Boolean).join(", ");
     showMeter(meter, budget);
     more.textContent = [
+      capped ? "The cap binds this session together with its forks and children; shown is what this one spent." : "",
       budget?.reserved_usd ? `${usd(budget.reserved_usd)} reserved for calls under way.` : "",
       budget?.unknown_calls || now.usage.cost_partial ? "Not every call has a known price: this is a lower bound." : "",
       (now.run?.metering || now.metering) === "harness" ? "The agent counts its own model calls: they don’t pass our gateway." : "",
