@@ -251,3 +251,21 @@ async def test_a_client_that_leaves_after_the_end_was_told_is_no_abort() -> None
         answer.close()
         await until(lambda: len(at.book.settled) == 1)
         assert at.book.usage == case.usage
+
+
+@pytest.mark.parametrize("eol", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'data: {"usage": {"prompt_tokens": 7},', b'data: "choices": []}'],
+        [b"event: x", b'data: {"usage": {"prompt_tokens": 7},', b'data: "choices": []}', b"id: 3"],
+        [b": a comment", b'data:{"usage": {"prompt_tokens": 7}, "choices": []}', b"retry: 5"],
+        [b'data: {"usage": {"prompt_tokens": 7}, "choices": [], "x": "\\ndata:"}'],
+    ],
+)
+def test_events_of_any_lines(lines: list[bytes], eol: bytes) -> None:
+    tally = open_tally(CHAT, ModelCall("call_1", "m", 1, None))
+    tally.sent = True
+    reading = open_reading(tally, "text/event-stream", "", streams=True, hide_usage=True)
+    assert reading.take(eol.join([b"data: [DONE]", b"", *lines, b"", b""])) == b"data: [DONE]" + eol * 2
+    assert tally.usage() == Usage("m", input_tokens=7)

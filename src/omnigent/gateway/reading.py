@@ -74,9 +74,9 @@ class EventReading:
         """The events that the piece completes, with the empty line they end with."""
         self._held += piece
         start = 0
-        for border in _BORDER.finditer(self._held, self._searched):
-            yield bytes(self._held[start : border.end()])
-            start = border.end()
+        for end in _borders(self._held, self._searched):
+            yield bytes(self._held[start:end])
+            start = end
         del self._held[:start]
         self._searched = max(0, len(self._held) - _LONGEST_BORDER)
 
@@ -128,7 +128,24 @@ class PackedReading:
         return b""
 
 
+def _borders(held: bytearray, start: int) -> Iterator[int]:
+    """Where events end. Nearly all streams have bare LFs, which are found ten times as fast."""
+    if b"\r" in held:
+        for border in _BORDER.finditer(held, start):
+            yield border.end()
+        return
+    while (at := held.find(b"\n\n", start)) >= 0:
+        start = at + 2
+        yield start
+
+
 def _data_of(raw: bytes) -> bytes:
+    # Nearly all events have one line of data, their last.
+    at = raw.find(b"\ndata:")
+    if raw.startswith(b"data:") != (at >= 0):
+        data = raw[at + 6 :].strip()
+        if b"\n" not in data and b"\r" not in data:
+            return data
     lines = (line for line in _LINE.split(raw) if line.startswith(b"data:"))
     return b"\n".join(line[5:] for line in lines)
 
