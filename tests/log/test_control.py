@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from omnigent.errors import Unprocessable
 from omnigent.events import Event
 from omnigent.log import Log, MemoryLog, SqliteLog, open_log
 from omnigent.log.schema import MIGRATIONS
@@ -49,7 +50,7 @@ def rows_of(home: Path, *tables: str) -> dict[str, list[Any]]:
 
 
 async def fill(log: Log) -> None:
-    """A tree of two, a fork of it that spends too, a fork of the fork, an import."""
+    """A tree of two, a fork of it that spends too, a fork and a child of the fork, an import."""
     await busy_session(log, "ses_a", 150)
     await log.append("ses_a", [started(metering="gateway"), reported("call_1", DOLLAR), reserved("call_2")])
     await log.create("ses_child", [created(), reported("call_1", 5)], root_id="ses_a")
@@ -58,6 +59,7 @@ async def fill(log: Log) -> None:
         await log.fork(session_id, at, fork_id, [forked(session_id, events[at - 1])])
         await log.append(fork_id, [said(f"{number}") for number in range(70)])
         await log.append(fork_id, [reported("call_9", 7), reported("call_10", None)])
+    await log.create("ses_near", [created()], root_id="ses_f")
     await log.delete("ses_child")
     await log.import_events([raw_event("ses_far", 1, "0" * 64, created().body)])
 
@@ -65,8 +67,7 @@ async def fill(log: Log) -> None:
 async def tree_events(log: Log) -> dict[str, list[Event]]:
     """What each tree of `fill` remembers."""
     a, f, g = [await read_whole_tree(log, root) for root in ("ses_a", "ses_f", "ses_g")]
-    own_of_f = [event for event in f if event.seq <= 102]
-    return {"ses_a": a, "ses_f": a[:100] + f, "ses_g": a[:100] + own_of_f + g}
+    return {"ses_a": a, "ses_f": a[:100] + f, "ses_g": a[:100] + f[:2] + g}
 
 
 async def check_all(log: Log) -> None:
@@ -153,7 +154,7 @@ async def test_a_database_of_the_first_schema_is_taken_over(tmp_path: Path) -> N
     make_first_schema(home, old)
     log = open_here(old)
     assert await log.usage("session") == usage
-    for session_id in ("ses_a", "ses_f", "ses_g"):
+    for session_id in ("ses_a", "ses_f", "ses_g", "ses_near"):
         assert await log.family(session_id) == "ses_a"
     assert await log.family("ses_far") == "ses_far"
     await check_all(log)
@@ -236,6 +237,8 @@ class Choking(SuiteTrees):
         super().fold(state, event)
         if "poison" in event.body_text:
             raise RuntimeError("a bug in the fold")
+        if "venom" in event.body_text:
+            raise Unprocessable("a fold that refuses")
 
 
 class Unwritable(SuiteTrees):
@@ -247,12 +250,15 @@ class Unwritable(SuiteTrees):
             state.kinds["poison"] = object()  # pyright: ignore[reportArgumentType]
 
 
-async def test_a_fold_that_fails_refuses_its_append_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "error"), [("poison", RuntimeError), ("venom", Unprocessable)])
+async def test_a_fold_that_fails_refuses_its_append_alone(
+    tmp_path: Path, text: str, error: type[Exception]
+) -> None:
     log = open_here(tmp_path, Choking())
     await log.create("ses_a", [created()])
     await log.append("ses_a", [said("one")])
-    with pytest.raises(RuntimeError):
-        await log.append("ses_a", [said("two"), said("poison"), reported("call_1")])
+    with pytest.raises(error):
+        await log.append("ses_a", [said("two"), said(text), reported("call_1")])
     await log.append("ses_a", [said("three")])
     events = await read_all(log, "ses_a")
     assert len(events) == 3
