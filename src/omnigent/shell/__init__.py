@@ -8,10 +8,10 @@ from pathlib import Path
 from omnigent.actions import Action, Exec, Parsed
 from omnigent.shell import programs
 from omnigent.shell.grammar import Opaque
-from omnigent.shell.running import arguments_of
 from omnigent.shell.simple import Around
+from omnigent.shell.telling import arguments_of
+from omnigent.shell.values import Said, Scope, Word
 from omnigent.shell.walk import Walk
-from omnigent.shell.words import Said, Scope, Word
 
 _UNREADABLE = "The command can't be taken apart."
 

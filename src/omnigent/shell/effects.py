@@ -16,7 +16,7 @@ from omnigent.shell.requests import (
     wget_effects,
 )
 from omnigent.shell.simple import Effects, Shell, Simple
-from omnigent.shell.words import Word
+from omnigent.shell.values import Word
 
 _SED_DANGER = re.compile(r"(^|[;{}\n\d$/!,~+ ])\s*[ewW]\b|(^|[;{}\n])\s*\d*,?\d*[rR]\s")
 _AWK_DANGER = re.compile(r"\bsystem\b|\bgetline\b|\||>|/inet/|@load|@include|\bclose\b|\bfflush\b|ENVIRON")
@@ -65,15 +65,17 @@ def _secrets_named(case: Case, effects: Effects) -> None:
     """Whatever a program does with a file of secrets, naming it is taken for reading it."""
     if case.entry.operands == "text":
         return
-    told = {touch.word for touch in effects.touches}
+    told = {touch.word.text for touch in effects.touches}
     named = [*case.operands, *(flag.value for flag in case.split.flags if flag.value is not None)]
     for place, word in enumerate(case.arguments):
         if place in case.split.harmless and word in named:
             named.remove(word)
     for word in named:
         text = word.text if word.known else word.pattern or ""
-        if word not in told and re.search(r"(^|[/=:@,])\.env[\w.*?\[\]-]*$", text) and " " not in text:
+        if re.search(r"(^|[/=:@,])\.env[\w.*?\[\]-]*$", text) and " " not in text:
             path = re.split(r"[=:@,]", text)[-1]
+            if path in told or text in told:
+                continue
             effects.read(Word(path) if word.known else replace(word, pattern=path))
 
 

@@ -1,6 +1,7 @@
 """What an ordinary command writes to its output, where that can be told without running it."""
 
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from omnigent.shell.programs import Split
 from omnigent.shell.simple import Simple
-from omnigent.shell.words import UNKNOWN, Said, Scope, Word
+from omnigent.shell.values import UNKNOWN, Said, Scope, Word
 
 _ATOMS = {
     "date",
@@ -139,8 +140,8 @@ def _part(program: str, operands: Sequence[Word]) -> Said:
             )
         return UNKNOWN
     if program == "dirname":
-        return Said(os.path.dirname(word.text.rstrip("/")) or ".")
-    name = os.path.basename(word.text.rstrip("/"))
+        return Said(posixpath.dirname(word.text.rstrip("/")) or ".")
+    name = posixpath.basename(word.text.rstrip("/"))
     if len(operands) > 1 and operands[1].known:
         name = name.removesuffix(operands[1].text)
     return Said(name)

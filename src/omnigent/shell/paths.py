@@ -2,6 +2,7 @@
 
 import glob
 import os
+import posixpath
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from typing import Literal
 
 from omnigent.actions import Action, FileRead, FileWrite
 from omnigent.shell.simple import Touch
-from omnigent.shell.words import Scope, Word, home_of
+from omnigent.shell.values import Scope, Word, home_of
 
 MOST_MATCHES = 64
 _NOTHING = re.compile(r"/dev/(null|zero|stdin|stdout|stderr|tty|random|urandom|full|fd/.*)")
@@ -35,7 +36,7 @@ def file_actions(touch: Touch, scope: Scope, workspace: Path) -> tuple[list[File
     for path, real, pattern, recursive in _places(word, scope.cwd or Path("/"), touch):
         if not _NOTHING.fullmatch(path):
             made.append(_action(touch, path, real, workspace, pattern=pattern, recursive=recursive))
-    if any(os.path.basename(action.path).startswith("-") for action in made) and not word.known:
+    if any(posixpath.basename(action.path).startswith("-") for action in made) and not word.known:
         return made, "A pattern matches a file whose name would be read as a flag."
     return made, ""
 
@@ -79,7 +80,7 @@ def _at_home(path: str) -> str:
 
 
 def real_path(path: str, cwd: Path) -> str:
-    return os.path.realpath(os.path.join(cwd, path))
+    return os.path.realpath(posixpath.join(cwd, path))
 
 
 def _action(
@@ -117,7 +118,9 @@ def _places(word: Word, cwd: Path, touch: Touch) -> Iterable[tuple[str, str, boo
         if could_be_secret(name):
             yield pattern, _real_pattern(pattern, cwd), True, touch.recursive
         return
-    found = [] if word.atom else list(islice(glob.iglob(pattern, root_dir=cwd), MOST_MATCHES + 1))
+    # As a shell does it: `*` passes over names that begin with a dot.
+    matches = glob.iglob(pattern, root_dir=cwd)  # noqa: PTH207
+    found = [] if word.atom else list(islice(matches, MOST_MATCHES + 1))
     if found and len(found) <= MOST_MATCHES:
         for match in found:
             yield match, real_path(match, cwd), False, touch.recursive
@@ -137,7 +140,7 @@ def _real_pattern(pattern: str, cwd: Path) -> str:
     parts = pattern.split("/")
     fixed = next((place for place, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts))
     head = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
-    return os.path.join(real_path(head, cwd), *parts[fixed:])
+    return posixpath.join(real_path(head, cwd), *parts[fixed:])
 
 
 def _secrets_at(path: str, real: str) -> Iterable[tuple[str, str, bool, bool]]:
@@ -148,5 +151,5 @@ def _secrets_at(path: str, real: str) -> Iterable[tuple[str, str, bool, bool]]:
     except OSError:
         return
     for name in names:
-        where = os.path.join(path, name)
-        yield where, os.path.realpath(os.path.join(real, name)), False, False
+        where = posixpath.join(path, name)
+        yield where, os.path.realpath(posixpath.join(real, name)), False, False

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from omnigent.shell.words import Word
+from omnigent.shell.values import Word
 
 Takes = Literal["nothing", "value", "text", "attached"]
 """What a flag takes: a value (attached or the next word), one that can't do harm, or only an attached one."""
@@ -233,8 +233,8 @@ def _flags(entry: Entry, word: Word, text: str) -> tuple[list[Flag], Takes, bool
             longer = {known for known in entry.long if known.startswith(name)}
             if len({entry.long[known] for known in longer}) == 1:
                 found = entry.long[longer.pop()]
-            short_for = (
-                len(longer) > 1 or len(name) > 1 and any(warned.startswith(name) for warned in entry.never)
+            short_for = len(longer) > 1 or (
+                len(name) > 1 and any(warned.startswith(name) for warned in entry.never)
             )
         name, takes = found or (name, "nothing")
         attached = (Word(value) if word.known else _rest(word, value)) if equals else None

@@ -11,7 +11,7 @@ from omnigent.shell.paths import real_path
 from omnigent.shell.programs import Split
 from omnigent.shell.requests import host_net
 from omnigent.shell.simple import Effects, Shell, Simple
-from omnigent.shell.words import Scope, Word
+from omnigent.shell.values import Scope, Word
 
 _RUNNING_KEYS = re.compile(
     r"alias\..*|core\.(pager|editor|sshcommand|fsmonitor|hookspath|gitproxy|askpass|worktree|attributesfile|excludesfile)|"

@@ -5,7 +5,7 @@ import re
 from omnigent.actions import Net, net
 from omnigent.shell.programs import Split
 from omnigent.shell.simple import Effects
-from omnigent.shell.words import Word
+from omnigent.shell.values import Word
 
 _UNKNOWN_URL = "Which address this asks isn't known before it runs."
 _POSTS = {"data", "data-raw", "data-binary", "data-ascii", "data-urlencode", "json", "form", "form-string"}

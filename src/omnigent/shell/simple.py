@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from omnigent.actions import Action, Exec, Net
-from omnigent.shell.words import Said, Scope, Word
+from omnigent.shell.values import Said, Scope, Word
 
 MOST_COMMANDS = 400
 DEEPEST_TEXT = 6
@@ -46,6 +46,12 @@ class Shell(Protocol):
     """Real paths of files the text has written so far."""
 
     def text(self, text: str, scope: Scope, around: Around) -> Said: ...
+
+    def run(self, simple: Simple) -> Said: ...
+
+    def ordinary(self, simple: Simple, program: str) -> Said:
+        """A command that is neither built in nor a wrapper, under this name."""
+        ...
 
     def call(self, name: str, simple: Simple) -> Said | None:
         """Runs a function of the text; None where there is none of this name."""

@@ -8,11 +8,13 @@ from tree_sitter import Node
 
 from omnigent.actions import Action, Exec, Net
 from omnigent.shell import grammar
+from omnigent.shell.environment import value_doubt
 from omnigent.shell.grammar import Opaque, Source, below, plain
 from omnigent.shell.paths import file_actions
-from omnigent.shell.running import run_command, value_doubt
+from omnigent.shell.running import ordinary, run_command
 from omnigent.shell.simple import DEEPEST_TEXT, MOST_COMMANDS, Around, Simple, Touch
-from omnigent.shell.words import UNKNOWN, Expander, Said, Scope, Word
+from omnigent.shell.values import UNKNOWN, Said, Scope, Word
+from omnigent.shell.words import Expander
 
 _MOST_ROUNDS = 32
 _LOOPS = ("while_statement", "c_style_for_statement")
@@ -49,6 +51,12 @@ class Walk:
             raise Opaque("Shell texts are nested too deeply.")
         source = grammar.read(text)
         return _Run(self, source).node(source.root, scope, replace(around, depth=around.depth + 1))
+
+    def run(self, simple: Simple) -> Said:
+        return run_command(self, simple)
+
+    def ordinary(self, simple: Simple, program: str) -> Said:
+        return ordinary(self, simple, program)
 
     def call(self, name: str, simple: Simple) -> Said | None:
         found = simple.scope.functions.get(name)
@@ -347,7 +355,7 @@ class _Run:
                 stdin = Said(word.text + "\n") if word.known else UNKNOWN
             elif node.type == "heredoc_redirect":
                 stdin = self.document(node, scope)
-                inner = [child for child in node.children_by_field_name("redirect")]
+                inner = node.children_by_field_name("redirect")
                 for child in node.children_by_field_name("argument"):
                     extra += self.expander(scope).words(child)
                 more = self.redirects(inner, scope)
