@@ -30,13 +30,16 @@ def calls(tool: str, **given: Any) -> dict[str, Any]:
     return {"tools": [{"tool": tool, "input": given}]}
 
 
+RUN = "perl -e 'print \"ran\\n\"' >> ran.txt"
+"""A command that the default policies ask about."""
+
 SCRIPT: dict[str, Any] = {
     "turns": [
         {"match": "say hello", "steps": [{"text": "hello there"}]},
         {
             "match": "run it",
             "steps": [
-                {"text": "I'll run it.", **calls("$shell", command="echo ran >> ran.txt")},
+                {"text": "I'll run it.", **calls("$shell", command=RUN)},
                 {"text": "It ran."},
             ],
         },
@@ -165,7 +168,9 @@ def until(true: Callable[[], Any], seconds: float = 20) -> Any:
 def test_print_gives_the_final_text_and_nothing_else(house: House) -> None:
     ran = house.run("run", "-p", "-H", "scripted", "say hello")
     assert (ran.returncode, ran.stdout) == (0, "hello there\n")
-    assert re.fullmatch(r"session ses_\w+  http://127\.0\.0\.1:\d+/s/ses_\w+\n", ran.stderr)
+    first, second = ran.stderr.splitlines()
+    assert re.fullmatch(r"session ses_\w+  http://127\.0\.0\.1:\d+/s/ses_\w+", first)
+    assert second.startswith("sandbox: host (it runs as you) · billing: metered (secret lab)")
 
 
 def test_bare_omnigent_is_run_and_a_pipe_is_the_prompt(house: House) -> None:
@@ -204,14 +209,14 @@ def test_no_token_is_written_where_no_person_reads(house: House) -> None:
 def test_a_question_of_the_gate_exits_8_and_stays_answerable(house: House) -> None:
     ran = house.run("run", "-p", "run it")
     assert ran.returncode == 8
-    assert "echo ran >> ran.txt" in ran.stderr
+    assert RUN in ran.stderr
     assert house.run("wait").returncode == 8
     assert not (house.here / "ran.txt").exists()
     approval = next(
         row["item"]["id"] for row in json.loads(house.ok("inbox", "--json"))["items"]
         if row["session_id"] in ran.stderr
     )  # fmt: skip
-    assert "echo ran" in house.ok("inbox")
+    assert RUN in house.ok("inbox")
     house.ok("approve", approval[:20])
     assert house.run("wait", "--timeout", "30").returncode == 0
     assert (house.here / "ran.txt").read_text() == "ran\n"
@@ -422,7 +427,7 @@ def test_piped_lines_are_a_conversation(house: House) -> None:
         "> say hello",
         "hello there",
         "> run it",
-        "● bash  echo ran",
+        f"● bash  {RUN}",
         "allowed by local",
         "It ran.",
         "> say hello again",
@@ -439,7 +444,7 @@ def test_piped_lines_that_end_at_an_approval_exit_8(house: House) -> None:
     assert "needs input: ap_" in ran.stderr
     joined_late = house.run("attach", session, stdin="n not today\n")
     assert joined_late.returncode == 0
-    assert "denied by local: not today" in joined_late.stdout
+    assert "denied by local (cli): not today" in joined_late.stdout
 
 
 def test_a_question_is_answered_in_attach(house: House) -> None:

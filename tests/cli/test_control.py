@@ -48,7 +48,7 @@ APPROVAL: JSON = {
 
 def event(kind: str, item: str = "", **body: Any) -> Event:
     return {
-        "seq": 1, "at": 0, "kind": kind, "session_id": "ses_1", "item_id": item, "turn_id": None,
+        "seq": 9, "at": 0, "kind": kind, "session_id": "ses_1", "item_id": item, "turn_id": None,
         "actor": {"kind": "person", "id": "phone", "via": "web"}, "cause": None, "body": body,
     }  # fmt: skip
 
@@ -132,7 +132,12 @@ def test_who_answered_through_which_face_and_how_far() -> None:
 # Pauses.
 
 
-PAUSED: JSON = {"reason": "budget", "rule_ids": ["budget"], "detail": "$3.00 of $3.00 are spent.", "until": None}
+PAUSED: JSON = {
+    "reason": "budget",
+    "rule_ids": ["budget"],
+    "detail": "$3.00 of $3.00 are spent.",
+    "until": None,
+}
 
 
 def test_a_pause_says_what_to_do() -> None:
@@ -307,6 +312,7 @@ def test_a_change_of_policies_is_told_with_its_author() -> None:
     assert Transcript().event(changed) == "— policies: + a; ~ b  (by phone, looser than before)\n"
     begun = event("policy.changed", policies=[], added=[f"r{n}" for n in range(9)], removed=[], changed=[])
     assert "+ 9 rules" in Transcript().event(begun)
+    assert Transcript().event({**begun, "seq": 2}) == ""
 
 
 def test_a_start_says_sandbox_and_billing() -> None:

@@ -202,7 +202,8 @@ class Transcript:
 
     def _policy(self, kind: str, body: JSON, event: Event) -> str:
         if kind == "policy.changed":
-            said = policies_changed(body, event["actor"])
+            # What a session begins with is no news.
+            said = policies_changed(body, event["actor"]) if event["seq"] > 2 else ""
             return self._style(f"— {said}", "dim") + "\n" if said else ""
         if body["verdict"] not in ("deny", "pause"):
             return ""

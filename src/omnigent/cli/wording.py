@@ -108,7 +108,9 @@ def standing_of_session(session: JSON) -> str:
     """The same of a session, whether or not its agent runs."""
     run: JSON = session.get("run") or {}
     told = {name: session.get(name) or run.get(name) for name in ("sandbox", "billing", "credential")}
-    return standing_of(told | {"metering": run.get("metering") or session.get("metering")})
+    # Who counts is known once an agent has started.
+    counts = run.get("metering") or (session.get("metering") if run else None)
+    return standing_of(told | {"metering": counts})
 
 
 def usd(nano: int) -> str:

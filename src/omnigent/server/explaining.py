@@ -16,17 +16,37 @@ from omnigent.policies.rules import duration
 from omnigent.server.recorded import recorded_events
 from omnigent.server.rule_words import rule_json
 
+PAGE = 1000
 _PROBE = "looks-back"
 
 
-async def explanation(log: Log, session_id: str, item_id: str, trial: Trial) -> JSON:
+async def explanation(log: Log, audit: Log, session_id: str, item_id: str, trial: Trial) -> JSON:
     """`trial` has what is protected. Raises `NotFound` for what is no tool call, model call or approval of
     the session."""
     approval = await _approval(log, session_id, item_id)
     call_id = str(approval["call_id"]) if approval else item_id
     events = await recorded_events(log, session_id)
     trial = replace(trial, items=frozenset((call_id,)))
-    return await asyncio.to_thread(_explained, events, trial, session_id, call_id, approval)
+    found = await asyncio.to_thread(_explained, events, trial, session_id, call_id, approval)
+    return found | {"audited": await _audited(audit, session_id, call_id)}
+
+
+async def _audited(audit: Log, session_id: str, call_id: str) -> JSON | None:
+    """The last verdict that the full audit has of the call, with the facts as they were then."""
+    after, found = 0, None
+    try:
+        while page := await audit.read(session_id, after=after, limit=PAGE, kinds=(ev.AuditDecided.KIND,)):
+            for event in page:
+                if isinstance(body := event.body, ev.AuditDecided) and body.call_id == call_id:
+                    found = event.at, body
+            after = page[-1].seq
+    except NotFound:
+        return None
+    if found is None:
+        return None
+    at, body = found
+    kept = ev.encode_body(body)
+    return {"at": at, **{name: kept[name] for name in ("verdict", "rule_ids", "facts", "grant_ids")}}
 
 
 async def _approval(log: Log, session_id: str, item_id: str) -> JSON | None:

@@ -284,10 +284,11 @@ async def explain_item(
 ) -> Response:
     """Which rule decided a call, from which facts, and which earlier events it looks back at."""
     caller(request, "read")
-    await room(request).sessions.get(session_id)
-    return answer(
-        await explanation(room(request).sessions.log, session_id, item, _trial(request, session_id))
-    )
+    sessions = room(request).sessions
+    await sessions.get(session_id)
+    await sessions.audit.flush()
+    trial = _trial(request, session_id)
+    return answer(await explanation(sessions.log, sessions.audit.log, session_id, item, trial))
 
 
 # The ledger and the audit.
