@@ -11,6 +11,7 @@ from pathlib import Path
 
 from commands import measure_commands, measure_start
 from fanout import measure_fanout
+from gateway import measure_gateway
 from growth import measure_growth
 from idle import measure_idle
 from measure import Figure
@@ -25,6 +26,7 @@ GROUPS: dict[str, tuple[str, str, Callable[[bool], list[Figure]]]] = {
     "verbs": ("Verbs over HTTP", "the bare server", measure_verbs),
     "fanout": ("Fan-out, 20 events/s on one session", "the bare broadcaster", measure_fanout),
     "tokens": ("First token, model of zero latency", "the agent alone", measure_tokens),
+    "gateway": ("The model gateway", "a direct call", measure_gateway),
     "growth": ("A long log costs what a short one does", "100 events", measure_growth),
     "stalled": ("Followers that never read", "none of them", measure_stalled),
     "idle": ("An idle server", "", measure_idle),

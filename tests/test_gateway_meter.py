@@ -6,13 +6,15 @@ import json
 import socket
 from typing import Any
 
+import aiohttp
 import pytest
-from model_calls import BODIES, NOW, Answer, scene, until
+from model_calls import BODIES, NOW, PATHS, TOKEN, Answer, Book, scene, until
 
 from omnigent.gateway import Gateway
 from omnigent.harnesses import Wire
-from omnigent.metering import Grant, ModelCall, Refused
+from omnigent.metering import Grant, ModelCall, Refused, Usage
 from omnigent.providers import Upstream
+from omnigent.testing.scripted_model import ScriptedModel
 
 pytestmark = pytest.mark.anyio
 
@@ -437,3 +439,50 @@ async def test_the_first_event_is_passed_on_while_the_next_is_still_awaited() ->
         async with at.post({"model": "m", "stream": True}) as answer:
             assert await asyncio.wait_for(answer.content.readexactly(len(first)), 5) == first
             answer.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("wire", WIRES)
+async def test_the_scripted_model_is_counted_as_it_was_told(wire: Wire, stream: bool) -> None:
+    told = {"input_tokens": 10, "cache_read_tokens": 20, "cache_write_tokens": 30, "cache_write_1h_tokens": 5}
+    step = {"text": "Hi.", "usage": {**told, "output_tokens": 40, "reasoning_tokens": 7}}
+    bodies: dict[Wire, JSON] = {
+        MESSAGES: {"max_tokens": 9, "messages": [{"role": "user", "content": "x"}]},
+        RESPONSES: {"input": [{"role": "user", "content": "x"}]},
+        CHAT: {"messages": [{"role": "user", "content": "x"}]},
+    }
+    book = Book()
+    async with ScriptedModel({"turns": [{"steps": [step]}]}) as model, aiohttp.ClientSession() as client:
+        listener = socket.create_server(("127.0.0.1", 0))
+        gateway = Gateway(Upstream(wire, f"{model.url}/v1", {}), TOKEN, listener, book)
+        await gateway.start()
+        body = {"model": "m", "stream": stream, **bodies[wire]}
+        headers = {"x-api-key": TOKEN, "anthropic-version": "2023-06-01"}
+        async with client.post(gateway.url(wire) + PATHS[wire], json=body, headers=headers) as answer:
+            assert answer.status == 200
+            assert "Hi." in await answer.text()
+        await until(lambda: bool(book.settled))
+        await gateway.close()
+    kept, thought = (5, 0) if wire == MESSAGES else (0, 7)
+    assert book.usage == Usage("m", 10, 20, 30, kept, 40, thought)
+
+
+async def test_the_scripted_model_can_be_used_up() -> None:
+    reset = {
+        "anthropic-ratelimit-unified-status": "rejected",
+        "anthropic-ratelimit-unified-reset": "1760000500",
+    }
+    fault = {"status": 429, "message": "used up", "headers": reset}
+    book = Book()
+    async with ScriptedModel({"turns": [{"steps": [{"error": fault}]}]}) as model:
+        listener = socket.create_server(("127.0.0.1", 0))
+        gateway = Gateway(Upstream(MESSAGES, model.url, {}), TOKEN, listener, book, clock=lambda: NOW)
+        await gateway.start()
+        body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+        headers = {"x-api-key": TOKEN, "anthropic-version": "2023-06-01"}
+        url = gateway.url(MESSAGES) + "/v1/messages"
+        async with aiohttp.ClientSession() as client, client.post(url, json=body, headers=headers) as answer:
+            assert answer.status == 402
+        await gateway.close()
+    assert [found[1:] for found in book.refusals] == [("quota", NOW + 500_000, "used up")]
+    assert book.usage is None

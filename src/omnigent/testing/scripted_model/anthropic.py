@@ -237,6 +237,10 @@ def usage_of(reply: Reply, output: int) -> Json:
     return {
         "input_tokens": reply.tokens.input,
         "cache_creation_input_tokens": reply.tokens.cache_write,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": reply.tokens.cache_write - reply.tokens.cache_write_1h,
+            "ephemeral_1h_input_tokens": reply.tokens.cache_write_1h,
+        },
         "cache_read_input_tokens": reply.tokens.cache_read,
         "output_tokens": output,
         "service_tier": "standard",

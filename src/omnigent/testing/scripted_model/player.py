@@ -122,4 +122,5 @@ def count(usage: Usage, conversation: Conversation, answer: str) -> Tokens:
         cache_read=usage.cache_read_tokens,
         cache_write=usage.cache_write_tokens,
         reasoning=usage.reasoning_tokens,
+        cache_write_1h=usage.cache_write_1h_tokens,
     )

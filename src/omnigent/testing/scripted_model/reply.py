@@ -29,13 +29,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """`input` leaves the cached tokens out; `output` includes `reasoning`."""
+    """`input` leaves the cached tokens out; `output` includes `reasoning`, `cache_write` includes
+    `cache_write_1h`."""
 
     input: int
     output: int
     cache_read: int
     cache_write: int
     reasoning: int
+    cache_write_1h: int = 0
 
     @property
     def input_with_cache(self) -> int:

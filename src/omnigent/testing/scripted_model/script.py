@@ -23,12 +23,14 @@ class ToolUse(Part):
 
 class Usage(Part):
     """Tokens of one response. `input_tokens` leaves the cached ones out (each wire adds what its vendor
-    adds); `output_tokens` includes `reasoning_tokens`. None means: estimated from the texts."""
+    adds); `output_tokens` includes `reasoning_tokens`, and `cache_write_tokens` those kept for an hour, which
+    only Anthropic's wire tells apart. None means: estimated from the texts."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
 
 
@@ -43,6 +45,8 @@ class Fault(Part):
     message: str = "scripted error"
     times: int | None = None
     retry_after: float | None = None
+    headers: dict[str, str] = Field(default_factory=dict[str, str])
+    """Further ones of the refusal, such as `anthropic-ratelimit-unified-reset`."""
     mid_stream: bool = False
 
 

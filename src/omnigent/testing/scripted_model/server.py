@@ -253,6 +253,8 @@ class ScriptedModel:
             response = web.json_response(write_error(refusal), status=refusal.status)
             if isinstance(refusal, ScriptedRefusal) and refusal.retry_after is not None:
                 response.headers["retry-after"] = f"{refusal.retry_after:g}"
+            if isinstance(refusal, ScriptedRefusal):
+                response.headers.update(refusal.headers)
         except (asyncio.CancelledError, ConnectionError):
             record.outcome = "client_left"
             raise
@@ -332,6 +334,7 @@ class ScriptedRefusal(Refusal):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.status, fault.message, fault.code)
         self.retry_after = fault.retry_after
+        self.headers = fault.headers
 
 
 class ThreadedModel:
