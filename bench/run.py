@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from commands import measure_commands, measure_start
+from decisions import measure_decisions
 from fanout import measure_fanout
 from gateway import measure_gateway
 from growth import measure_growth
@@ -29,6 +30,7 @@ GROUPS: dict[str, tuple[str, str, Callable[[bool], list[Figure]]]] = {
     "gateway": ("The model gateway", "a direct call", measure_gateway),
     "growth": ("A long log costs what a short one does", "100 events", measure_growth),
     "stalled": ("Followers that never read", "none of them", measure_stalled),
+    "decisions": ("A decision", "50 closures", measure_decisions),
     "idle": ("An idle server", "", measure_idle),
 }
 """Name → title, what its baseline is, what measures it."""

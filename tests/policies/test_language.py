@@ -52,6 +52,7 @@ DENIED: list[tuple[str, Action | str]] = [
     ("when: {exec: npm i}", "npm install left-pad"),
     ("when: {exec: '*'}", "anything at all"),
     ("when: {exec: git}", "git"),
+    ("when: {exec: ./gradlew publish}", "./gradlew publish --info"),
     ("when: {exec: git push}", "git -C dir push"),
     ("when: {exec: git push}", "git --no-pager push"),
     ("when: {exec: git push}", "sh -c 'git push'"),

@@ -74,14 +74,14 @@ def match(alternatives: Iterable[Alternative], *, strictly: bool = False) -> Mat
 
 def _program(alternative: Alternative) -> str | None:
     name = command(alternative.pattern).program
-    return None if "*" in name or "/" in name else name
+    return None if "*" in name else name
 
 
 def _source(alternative: Alternative, *, strictly: bool, unknown: bool) -> str:
     terms = [f"action.type == {_text(TYPES[alternative.kind])}"]
     match alternative.kind:
         case "exec":
-            terms += _command_terms(alternative.pattern)
+            terms += _command_terms(alternative.pattern, strictly=strictly)
         case "read" | "write" | "delete":
             function = "within" if strictly else "reaches"
             terms.append(f"{function}({_text(alternative.pattern)})")
@@ -105,13 +105,13 @@ def _source(alternative: Alternative, *, strictly: bool, unknown: bool) -> str:
     return " && ".join(terms)
 
 
-def _command_terms(pattern: str) -> list[str]:
+def _command_terms(pattern: str, *, strictly: bool) -> list[str]:
     wanted = command(pattern)
     terms: list[str] = []
-    if "/" in wanted.program:
-        terms.append(f"size(action.argv) > 0 && {_is('action.argv[0]', wanted.program)}")
-    elif wanted.program != "*":
+    if wanted.program != "*":
         terms.append(_is("action.program", wanted.program))
+    if wanted.path and strictly:
+        terms.append(f"action.command.startsWith({_text(wanted.path)})")
     if wanted.words:
         terms.append(f"size(action.words) >= {len(wanted.words)}")
         terms += [_is(f"action.words[{i}]", word) for i, word in enumerate(wanted.words) if word != "*"]

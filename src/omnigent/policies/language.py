@@ -169,6 +169,9 @@ def _try(rule: Rule, type_: str) -> None:
         raise Wrong(
             ("if",), f"This {error}.", "Compare with something: `==`, `>`, `.startsWith(…)`."
         ) from error
+    except IndexError:
+        # How long a list is depends on the action: met at run time, it is doubt.
+        return
     except RuntimeError as error:
         detail = str(error).splitlines()[0]
         functions = f"The functions of CEL, and {', '.join(FUNCTIONS)}."

@@ -15,11 +15,13 @@ class Command:
     """`exec: "git push --force *"`: a program, the words that its arguments begin with, a set of flags."""
 
     program: str
-    """As it stands in `Exec.program`; with a `/` it is compared with `argv[0]`."""
+    """As it stands in `Exec.program`."""
     words: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     open: bool = False
     """It ended in `*`."""
+    path: str = ""
+    """The program as it was written, where that is a path."""
 
 
 @lru_cache(maxsize=2048)
@@ -32,8 +34,8 @@ def command(text: str) -> Command:
     if is_open:
         words.pop()
     program, found, flags = canonical(words)
-    named = words[0] if "/" in words[0] or "*" in words[0] else program
-    return Command(named, found, flags, is_open)
+    named = words[0] if "*" in words[0] else program
+    return Command(named, found, flags, is_open, words[0] if "/" in words[0] else "")
 
 
 def flag_names(action: Exec) -> list[str]:
@@ -77,19 +79,23 @@ def _grants_command(text: str, action: Exec) -> bool:
         wanted = command(text)
     except (Wrong, ValueError):
         return False
-    argv0 = action.argv[0] if action.argv else ""
-    named = (
-        argv0 == wanted.program
-        if "/" in wanted.program
-        else action.program == wanted.program and "/" not in argv0
-    )
-    if not named or "*" in wanted.program or action.env_names or action.unknown or action.stdin is not None:
+    if action.program != wanted.program or not _starts_as(action, wanted.path):
+        return False
+    if "*" in wanted.program or action.env_names or action.unknown or action.stdin is not None:
         return False
     words, flags = action.words, set(action.flags)
     if not wanted.open and (len(words) != len(wanted.words) or flags != set(wanted.flags)):
         return False
     begins = len(words) >= len(wanted.words) and all(map(like, words, wanted.words))
     return begins and set(wanted.flags) <= flags
+
+
+def _starts_as(action: Exec, path: str) -> bool:
+    """Whether it is started by this path; "": by no path at all, so that it is the one everybody means."""
+    argv0 = action.argv[0] if action.argv else ""
+    if path:
+        return action.command == path or action.command.startswith(f"{path} ")
+    return bool(argv0) and "/" not in argv0 and f"/{argv0}" not in action.command
 
 
 def _grants_path(text: str, action: FileRead | FileWrite, workspace: str) -> bool:

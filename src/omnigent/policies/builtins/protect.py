@@ -78,8 +78,8 @@ def _file(action: FileRead | FileWrite, setting: Setting) -> str | None:
 
 
 def _exec(action: Exec, setting: Setting) -> str | None:
-    texts = (action.command, *action.argv, action.stdin or "")
-    return next((found for text in texts if (found := _text(text, action.cwd, setting))), None)
+    # One text: what names a thing over several words (a host, then its port) counts too.
+    return _text("\n".join((action.command, *action.argv, action.stdin or "")), action.cwd, setting)
 
 
 def _text(text: str, cwd: str, setting: Setting) -> str | None:
