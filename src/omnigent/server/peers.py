@@ -96,19 +96,11 @@ class Peers:
         for _ in range(LOOKS):
             line = processes.ancestry(pid)
             for process in line or ():
-                if (session_id := runners.get(process) or self._marked(process[0])) is not None:
+                if (session_id := runners.get(process) or marked(self._home, process[0])) is not None:
                     return session_id
             if line is not None:
                 return None
         return "" if processes.start_time(pid) is not None else None
-
-    def _marked(self, pid: int) -> str | None:
-        """The session that its environment names, if it is one of this home."""
-        entries = _read(f"/proc/{pid}/environ").split(b"\0")
-        value = next((entry[len(_MARK) :] for entry in entries if entry.startswith(_MARK)), b"")
-        session_id = value.decode(errors="replace").rpartition(":")[0]
-        ours = session_id.isidentifier() and (self._home / "run" / session_id).is_dir()
-        return session_id if ours else None
 
     def _hidden(self, uid: int, runners: dict[processes.Process, str]) -> Peer:
         """A process that may not be looked into holds the connection: if an agent has such a one of that
@@ -118,6 +110,23 @@ class Peers:
                 if not os.access(f"/proc/{pid}/fd", os.R_OK) and uid in _users(pid):
                     return Peer("inside", pid, _program(pid), session_id)
         return Peer("outside")
+
+
+def started_by_agent(home: Path) -> str | None:
+    """The session of this home whose agent started this very process, if one did."""
+    if sys.platform != "linux":
+        return None
+    line = processes.ancestry(os.getpid()) or [(os.getpid(), 0)]
+    return next((found for pid, _ in line if (found := marked(home, pid)) is not None), None)
+
+
+def marked(home: Path, pid: int) -> str | None:
+    """The session that a process's environment names, if it is one of this home."""
+    entries = _read(f"/proc/{pid}/environ").split(b"\0")
+    value = next((entry[len(_MARK) :] for entry in entries if entry.startswith(_MARK)), b"")
+    session_id = value.decode(errors="replace").rpartition(":")[0]
+    ours = session_id.isidentifier() and (home / "run" / session_id).is_dir()
+    return session_id if ours else None
 
 
 def _loopback(host: str) -> bool:
