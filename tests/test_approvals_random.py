@@ -15,7 +15,7 @@ from dialogue import ANN, BOB, Talk, begin_talk
 
 from omnigent import events as ev
 from omnigent.errors import Conflict, NotFound
-from omnigent.events import JSON
+from omnigent.events import JSON, Event
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ class Agent:
             return
         self.seen.append(key)
         match command["type"]:
-            case "turn":
+            case "turn" if self.talk.turn_id() == command["turn_id"]:
                 await self.talk.takes()
                 text = command["content"][0]["text"]
                 again = re.search(r"did not run: (deploy job-\d+)", text)
@@ -206,9 +206,18 @@ async def check(agent: Agent) -> None:
         assert times == 1, f"{command} ran {times} times"
         assert agent.allowed[command], f"{command} ran and nobody allowed it"
     interrupted = any(isinstance(event.body, ev.TurnInterrupted) for event in events)
-    missed = {c for c in agent.allowed if agent.ran[c] == 0} - agent.excused
+    missed = {c for c in agent.allowed if agent.ran[c] == 0} - agent.excused - visibly_failed(events)
     assert not missed or interrupted, f"allowed and never run: {missed}"
     await talk.check()
+
+
+def visibly_failed(events: list[Event]) -> set[str]:
+    """Commands whose news of the allow failed with its agent before it said whether it had got them: like any
+    message, that isn't sent again by itself."""
+    failed = {event.item_id for event in events if isinstance(event.body, ev.MessageFailed)}
+    said = [event.body for event in events if event.item_id in failed]
+    texts = [ev.text_of(body.content) for body in said if isinstance(body, ev.MessageSubmitted)]
+    return {found[1] for text in texts if (found := re.search(r"did not run: (deploy job-\d+)", text))}
 
 
 @pytest.mark.parametrize("part", range(4))
