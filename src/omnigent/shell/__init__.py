@@ -1,6 +1,7 @@
 """Shell text → actions: what a command will do, told before it runs.
 
-What can't be told is doubt, on the action it concerns; a text that can't be taken apart is one `Exec` in doubt.
+What can't be told is doubt,
+on the action it concerns; a text that can't be taken apart is one `Exec` in doubt.
 """
 
 from pathlib import Path

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from omnigent.shell.values import Scope, Word
 
-_LOADED = re.compile(r"LD_\w+|DYLD_\w+|BASH_ENV|ENV|BASH_FUNC.*|PERL5\w+|RUBYOPT|RUBYLIB|PYTHONSTARTUP|PYTHONHOME|"
+_LOADED = re.compile(r"LD_\w+|DYLD_\w+|BASH_ENV|ENV|BASH_FUNC.*|PERL5\w+|RUBYOPT|RUBYLIB|"
+                     r"PYTHONSTARTUP|PYTHONHOME|"
                      r"PROMPT_COMMAND|PS4|SHELLOPTS|BASHOPTS|JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|GCONV_PATH|"
                      r"LESSOPEN|LESSCLOSE|SHELL|PYTHONINSPECT|PYTHONBREAKPOINT|NODE_PATH|npm_config_\w+|MAKEFLAGS|"
                      r"CARGO_BUILD_RUSTC\w*|RUSTC_WRAPPER|RUSTC_WORKSPACE_WRAPPER|GOFLAGS|"
                      r"\w*(_PROXY|_proxy)")  # fmt: skip
 _RUN = re.compile(r"(GIT_)?(PAGER|EDITOR)|GIT_SEQUENCE_EDITOR|VISUAL|MANPAGER|BROWSER|FCEDIT|GH_PAGER")
-_GIT_FINE = re.compile(r"GIT_(AUTHOR|COMMITTER)_\w+|GIT_TERMINAL_PROMPT|GIT_OPTIONAL_LOCKS|GIT_TRACE|GIT_MERGE_AUTOEDIT|"
+_GIT_FINE = re.compile(r"GIT_(AUTHOR|COMMITTER)_\w+|GIT_TERMINAL_PROMPT|GIT_OPTIONAL_LOCKS|GIT_TRACE|"
+                       r"GIT_MERGE_AUTOEDIT|"
                        r"GIT_LFS_SKIP_SMUDGE|GIT_PS1\w*")  # fmt: skip
 _PAGERS = {
     "",
@@ -29,7 +31,8 @@ _PAGERS = {
     "vi",
     "nano",
 }
-_NODE_OPTION = re.compile(r"--(max-old-space-size|experimental-[\w-]+|no-warnings|trace-warnings|enable-source-maps|"
+_NODE_OPTION = re.compile(r"--(max-old-space-size|experimental-[\w-]+|no-warnings|trace-warnings|"
+                          r"enable-source-maps|"
                           r"unhandled-rejections|no-deprecation)(=[\w.-]+)?|")  # fmt: skip
 
 
@@ -54,7 +57,8 @@ def _path_fine(written: str) -> bool:
     value = written.partition("=")[2] if written.startswith("PATH=") else written
     parts = value.strip("\"'").split(":")
     home = r"(\$HOME|\$\{HOME\}|~|/root|/home/[\w.-]+|\$\{?GOPATH\}?|\$\(go env GOPATH\))"
-    fine = rf"\$PATH|\$\{{PATH\}}|{home}/[\w./-]*bin|/(usr|opt|bin|sbin)[\w./@-]*|(\.|\$PWD|\$\(pwd\)|/\S*)?/?(node_modules/\.bin|\.?venv/bin)"
+    tools = r"((\.|\$PWD|\$\(pwd\))/)?(node_modules/\.bin|\.?venv/bin)"
+    fine = rf"\$PATH|\$\{{PATH\}}|{home}/[\w./-]*bin|/(usr|opt|bin|sbin)[\w./@-]*|{tools}"
     return all(re.fullmatch(fine, part) for part in parts) and any(
         "$PATH" in part or "${PATH}" in part for part in parts
     )

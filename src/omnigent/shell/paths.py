@@ -17,7 +17,8 @@ from omnigent.shell.values import Scope, Word, home_of
 MOST_MATCHES = 64
 _NOTHING = re.compile(r"/dev/(null|zero|stdin|stdout|stderr|tty|random|urandom|full|fd/.*)")
 _SECRET_NAMES = (".env", ".env.local", ".env.production", ".envrc", ".netrc", ".npmrc", ".pypirc",
-                 ".git-credentials", "id_rsa", "id_ed25519", "credentials", "credentials.json", "secrets.yaml")  # fmt: skip
+                 ".git-credentials", "id_rsa", "id_ed25519", "credentials", "credentials.json",
+                 "secrets.yaml")  # fmt: skip
 """Examples: a pattern that fits one of them is told as a pattern beside the directory it is looked for in."""
 
 
@@ -44,7 +45,8 @@ def file_actions(touch: Touch, scope: Scope, workspace: Path) -> tuple[list[File
 def tool_read(
     path: str, cwd: Path, workspace: Path, *, recursive: bool = False, hidden: bool = True
 ) -> list[Action]:
-    """The reads of a tool whose argument is a path: `~` is expanded, links are followed, blanks at its ends are
+    """The reads of a tool whose argument is a path: `~` is expanded, links are followed,
+    blanks at its ends are
     tried with and without. Raises ValueError for what can't be a path."""
     return [
         made

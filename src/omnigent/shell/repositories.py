@@ -20,10 +20,12 @@ _RUNNING_KEYS = re.compile(
     r"interactive\.difffilter|submodule\..*|web\.browser|man\..*|trailer\..*|sendemail\..*|safe\.directory|ssh\..*",
     re.I,
 )
-_READING_KEYS = re.compile(r"core\.pager=(cat|less|)|pager\.\w+=(cat|less|false)|diff\.(renamelimit|context|algorithm|"
+_READING_KEYS = re.compile(r"core\.pager=(cat|less|)|pager\.\w+=(cat|less|false)|"
+                           r"diff\.(renamelimit|context|algorithm|"
                            r"external|noprefix|mnemonicprefix|color\w*)=\w*|safe\.directory=.*", re.I)  # fmt: skip
 _ADDRESS = re.compile(
-    r"(?:\w[\w+.-]*::?)?(?:https?|ssh|git|file|ftps?|ext|git\+ssh)(?:://|::).*|[\w.-]+@[\w.-]+:.*|[\w-][\w.-]+:(?!//).+"
+    r"(?:\w[\w+.-]*::?)?(?:https?|ssh|git|file|ftps?|ext|git\+ssh)(?:://|::).*"
+    r"|[\w.-]+@[\w.-]+:.*|[\w-][\w.-]+:(?!//).+"
 )
 _SPEAKING = {"push", "fetch", "pull", "clone", "ls-remote", "archive"}
 
@@ -350,7 +352,8 @@ _CHECKS = {
     "branch": _branch, "checkout": _checkout, "switch": _checkout, "config": _config_command,
     "stash": _stash, "tag": _tag, "reset": _reset, "restore": _restore, "commit": _commit, "diff": _diff,
     "show": _show, "cat-file": _show, "add": _added, "submodule": _submodule, "worktree": _worktree,
-    "bisect": _bisect, "blame": _added, "hash-object": _added, "reflog": _reflog, "rm": _rm, "grep": _file_reads,
+    "bisect": _bisect, "blame": _added, "hash-object": _added, "reflog": _reflog, "rm": _rm,
+    "grep": _file_reads,
 }  # fmt: skip
 
 

@@ -33,6 +33,8 @@ def run_command(shell: Shell, simple: Simple) -> Said:
         return tell(shell, simple, "", doubt="Which command this runs isn't known before it runs.")
     sets = [value_doubt(name, word, simple.scope, shell.workspace) for name, word in simple.sets]
     simple = replace(simple, doubt=simple.doubt or next(filter(None, sets), ""))
+    if "/" not in first.text and any(real.endswith(f"/{first.text}") for real in shell.written):
+        return tell(shell, simple, first.text, doubt="This command has just written a file of this name.")
     said = shell.call(first.text, simple)
     if said is not None:
         return said
@@ -148,9 +150,12 @@ def _command(shell: Shell, simple: Simple) -> Said:
 
 
 _HANDLERS: dict[str, Callable[[Shell, Simple], Said]] = {
-    "cd": builtins.cd, "pushd": builtins.cd, "popd": builtins.popd, "eval": builtins.evaluate, "source": builtins.source, ".": builtins.source, "trap": builtins.trap,
-    "set": builtins.set_arguments, "shift": builtins.shift, "read": builtins.read, "mapfile": builtins.assigns, "readarray": builtins.assigns, "getopts": builtins.assigns,
-    "let": builtins.assigns, "printf": builtins.printf, "exec": builtins.execute, "command": _command, "builtin": _command,
+    "cd": builtins.cd, "pushd": builtins.cd, "popd": builtins.popd, "eval": builtins.evaluate,
+    "source": builtins.source, ".": builtins.source, "trap": builtins.trap,
+    "set": builtins.set_arguments, "shift": builtins.shift, "read": builtins.read,
+    "mapfile": builtins.assigns, "readarray": builtins.assigns, "getopts": builtins.assigns,
+    "let": builtins.assigns, "printf": builtins.printf, "exec": builtins.execute, "command": _command,
+    "builtin": _command,
     "xargs": carriers.xargs, "parallel": carriers.parallel, "ssh": carriers.ssh, "docker": carriers.containers, "podman": carriers.containers,
     "kubectl": carriers.containers, "find": carriers.find,
 }  # fmt: skip

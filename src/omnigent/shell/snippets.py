@@ -13,7 +13,8 @@ _FUNCTIONS = {
 }  # fmt: skip
 _METHODS = {
     "load", "loads", "dumps", "keys", "values", "items", "get", "split", "splitlines", "strip", "join", "upper", "lower",
-    "read", "startswith", "endswith", "count", "version", "python_version", "platform", "system_info", "getcwd",
+    "read", "startswith", "endswith", "count", "version", "python_version", "platform", "system_info",
+    "getcwd",
     "exists", "isfile", "isdir", "encode", "decode", "hexdigest", "sqrt", "getsizeof", "show_versions", "is_available",
     "now", "today", "isoformat", "strftime", "basename", "dirname", "abspath",
 }  # fmt: skip
@@ -21,16 +22,25 @@ _LOADERS = {"json", "tomllib", "csv"}
 """`load` and `loads` are theirs alone: others run code from what they load."""
 _KEYWORDS = {"sep", "end", "indent", "sort_keys", "reverse", "ensure_ascii", "encoding", "flush"}
 _NODES = (
-    ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.Expr, ast.Assign, ast.Name, ast.Load, ast.Store, ast.Constant,
-    ast.Attribute, ast.Call, ast.keyword, ast.Subscript, ast.Slice, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.BinOp,
-    ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.JoinedStr, ast.FormattedValue, ast.ListComp, ast.SetComp,
-    ast.DictComp, ast.GeneratorExp, ast.comprehension, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context,
+    ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.Expr, ast.Assign, ast.Name, ast.Load, ast.Store,
+    ast.Constant,
+    ast.Attribute, ast.Call, ast.keyword, ast.Subscript, ast.Slice, ast.List, ast.Tuple, ast.Dict, ast.Set,
+    ast.BinOp,
+    ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.JoinedStr, ast.FormattedValue, ast.ListComp,
+    ast.SetComp,
+    ast.DictComp, ast.GeneratorExp, ast.comprehension, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
+    ast.expr_context,
     ast.For, ast.If, ast.Assert, ast.Pass,
 )  # fmt: skip
 _DUNDERS = {"__version__", "__file__", "__name__", "__doc__", "__path__", "__all__"}
+_REFUSED = frozenset(
+    "eval exec compile getattr setattr globals locals vars input breakpoint map filter delattr "
+    "memoryview help exit quit super object callable iter next".split()
+)
 _MOST = 4000
 _NODE = re.compile(
-    r"\s*(?:console\.log\(\s*)?(?:require\(\s*(['\"])(\.{0,2}/?[\w@./-]+\.json)\1\s*\)|process)(?:\.\w+|\[['\"][\w@/-]+['\"]\])*"
+    r"\s*(?:console\.log\(\s*)?(?:require\(\s*(['\"])(\.{0,2}/?[\w@./-]+\.json)\1\s*\)|process)"
+    r"(?:\.\w+|\[['\"][\w@/-]+['\"]\])*"
     r"\s*\)?\s*;?\s*"
 )
 
@@ -70,12 +80,11 @@ def python_reads(code: str) -> list[str] | None:
 
 
 def _name(node: ast.Name, imported: dict[str, str]) -> bool:
-    """A name is a function of the list, imported, or the code's own; none of the list is given another value."""
+    """A name is a function of the list, imported,
+    or the code's own; none of the list is given another value."""
     if isinstance(node.ctx, ast.Store):
         return node.id not in _FUNCTIONS and not node.id.startswith("_") and node.id not in imported
-    hidden = ("eval", "exec", "compile", "getattr", "setattr", "globals", "locals", "vars", "input", "breakpoint", "map",
-              "filter", "delattr", "memoryview", "help", "exit", "quit", "super", "object", "callable", "iter", "next")  # fmt: skip
-    return node.id not in hidden and (not node.id.startswith("_") or node.id in _DUNDERS)
+    return node.id not in _REFUSED and (not node.id.startswith("_") or node.id in _DUNDERS)
 
 
 def _call(node: ast.Call, imported: dict[str, str]) -> list[str] | None:

@@ -522,7 +522,8 @@ class _Run:
 
 
 _STATEMENTS = {
-    "list", "pipeline", "negated_command", "subshell", "command", "redirected_statement", "variable_assignment",
+    "list", "pipeline", "negated_command", "subshell", "command", "redirected_statement",
+    "variable_assignment",
     "variable_assignments", "declaration_command", "unset_command", "test_command", "if_statement",
     "case_statement", "while_statement", "c_style_for_statement", "for_statement", "function_definition",
     "compound_statement", "do_group",
@@ -573,7 +574,8 @@ def _socket(path: str) -> Net:
     parts = path.split("/")
     host, port = (parts[3] if len(parts) > 3 else ""), (parts[4] if len(parts) > 4 else "")
     return Net(
-        method="", url=f"{parts[2]}://{host}:{port}", host=host.lower(), port=int(port) if port.isdigit() else None,
+        method="", url=f"{parts[2]}://{host}:{port}", host=host.lower(),
+        port=int(port) if port.isdigit() else None,
         doubt="" if host else "The host can't be told.",
     )  # fmt: skip
 
