@@ -170,7 +170,8 @@ class Spending:
         body = body.model_copy(update=self._payer())
         if body.cost_nanousd is None and body.basis == "unknown":
             cost = self._cost(body)
-            known = {"cost_nanousd": cost, "basis": "unknown" if cost is None else "table"}
+            counted = "table" if body.outcome in ("ok", "error") else "estimate"
+            known = {"cost_nanousd": cost, "basis": "unknown" if cost is None else counted}
             body = body.model_copy(update=known)
         return Draft(
             body, draft.item_id, draft.parent_item_id, draft.turn_id, draft.actor, draft.cause, draft.run,

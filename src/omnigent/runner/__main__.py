@@ -6,6 +6,8 @@ import json
 import signal
 import sys
 
+import uvloop
+
 from omnigent import reaper
 from omnigent.runner.core import Runner
 
@@ -21,4 +23,4 @@ async def _main() -> None:
 
 if __name__ == "__main__":
     reaper.become_subreaper()
-    asyncio.run(_main())
+    asyncio.run(_main(), loop_factory=uvloop.new_event_loop)
