@@ -117,7 +117,8 @@ def test_actions_in_order(text: str, expected: Lines, ws: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "program", "words", "flags"),
     [
-        ("git -C d --no-pager push -qf o m", "git", ("push", "o", "m"), ("C=d", "force", "no-pager", "quiet")),
+        ("git -C d --no-pager push -qf o m", "git", ("push", "o", "m"), ("C=d", "force", "no-pager",
+        "quiet")),
         ("git push --force-with-lease=m o", "git", ("push", "o"), ("force-with-lease=m",)),
         ("git push o +m", "git", ("push", "o", "+m"), ("force",)),
         ("git push o :m", "git", ("push", "o", ":m"), ("delete",)),
@@ -133,7 +134,8 @@ def test_actions_in_order(text: str, expected: Lines, ws: Path) -> None:
         ("/usr/bin/env -i A=1 sudo -u me timeout -k 5 9 git push", "git", ("push",), ()),
         ("kubectl -n x get pods", "kubectl", ("get", "pods"), ("namespace=x",)),
         ("docker compose -f c.yml up -d", "docker", ("compose", "up"), ("detach", "file=c.yml")),
-        ("curl -sSLo x https://h.example", "curl", ("https://h.example",), ("location", "output=x", "show-error", "silent")),
+        ("curl -sSLo x https://h.example", "curl", ("https://h.example",), ("location", "output=x",
+        "show-error", "silent")),
     ],
 )  # fmt: skip
 def test_programs_words_and_flags(

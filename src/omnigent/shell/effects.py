@@ -402,6 +402,7 @@ _SPECIAL: dict[str, Callable[[Case, Effects], None]] = {
     "npm": _package_program, "pnpm": _package_program, "yarn": _package_program, "bun": _package_program,
     "deno": _package_program, "composer": _package_program, "poe": _scripts, "hatch": _package_program,
     "pdm": _package_program, "pip": _packages, "uv": _packages, "poetry": _packages, "pipenv": _packages,
-    "gem": _packages, "cargo": _packages, "go": _go, "mv": _mv, "docker": _compose, "docker-compose": _compose, "podman": _compose, "less": _textual, "more": _textual, "view": _textual,
+    "gem": _packages, "cargo": _packages, "go": _go, "mv": _mv, "docker": _compose,
+    "docker-compose": _compose, "podman": _compose, "less": _textual, "more": _textual, "view": _textual,
     "tail": _tail, "python -m http.server": _server, "jq": _tokens, "yq": _tokens,
 }  # fmt: skip

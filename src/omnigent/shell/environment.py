@@ -8,7 +8,8 @@ from omnigent.shell.values import Scope, Word
 _LOADED = re.compile(r"LD_\w+|DYLD_\w+|BASH_ENV|ENV|BASH_FUNC.*|PERL5\w+|RUBYOPT|RUBYLIB|"
                      r"PYTHONSTARTUP|PYTHONHOME|"
                      r"PROMPT_COMMAND|PS4|SHELLOPTS|BASHOPTS|JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|GCONV_PATH|"
-                     r"LESSOPEN|LESSCLOSE|SHELL|PYTHONINSPECT|PYTHONBREAKPOINT|NODE_PATH|npm_config_\w+|MAKEFLAGS|"
+                     r"LESSOPEN|LESSCLOSE|SHELL|PYTHONINSPECT|PYTHONBREAKPOINT|NODE_PATH|"
+                     r"npm_config_\w+|MAKEFLAGS|"
                      r"CARGO_BUILD_RUSTC\w*|RUSTC_WRAPPER|RUSTC_WORKSPACE_WRAPPER|GOFLAGS|"
                      r"\w*(_PROXY|_proxy)")  # fmt: skip
 _RUN = re.compile(r"(GIT_)?(PAGER|EDITOR)|GIT_SEQUENCE_EDITOR|VISUAL|MANPAGER|BROWSER|FCEDIT|GH_PAGER")

@@ -14,15 +14,20 @@ from omnigent.shell.simple import Effects, Shell, Simple
 from omnigent.shell.values import Scope, Word
 
 _RUNNING_KEYS = re.compile(
-    r"alias\..*|core\.(pager|editor|sshcommand|fsmonitor|hookspath|gitproxy|askpass|worktree|attributesfile|excludesfile)|"
-    r"pager\..*|diff\..*|difftool\..*|merge\..*|mergetool\..*|filter\..*|credential\..*|gpg\..*|sequence\.editor|"
-    r"uploadpack\..*|receive\..*|protocol\..*|url\..*|include.*|remote\..*|http\..*|init\.templatedir|browser\..*|"
-    r"interactive\.difffilter|submodule\..*|web\.browser|man\..*|trailer\..*|sendemail\..*|safe\.directory|ssh\..*",
+    r"alias\..*|core\.(pager|editor|sshcommand|fsmonitor|hookspath|gitproxy|askpass|worktree|"
+    r"attributesfile|excludesfile)|"
+    r"pager\..*|diff\..*|difftool\..*|merge\..*|mergetool\..*|filter\..*|credential\..*|gpg\..*|"
+    r"sequence\.editor|"
+    r"uploadpack\..*|receive\..*|protocol\..*|url\..*|include.*|remote\..*|http\..*|"
+    r"init\.templatedir|browser\..*|"
+    r"interactive\.difffilter|submodule\..*|web\.browser|man\..*|trailer\..*|sendemail\..*|"
+    r"safe\.directory|ssh\..*",
     re.I,
 )
 _READING_KEYS = re.compile(r"core\.pager=(cat|less|)|pager\.\w+=(cat|less|false)|"
                            r"diff\.(renamelimit|context|algorithm|"
-                           r"external|noprefix|mnemonicprefix|color\w*)=\w*|safe\.directory=.*", re.I)  # fmt: skip
+                           r"external|noprefix|mnemonicprefix|color\w*)=\w*|"
+                           r"safe\.directory=.*", re.I)  # fmt: skip
 _ADDRESS = re.compile(
     r"(?:\w[\w+.-]*::?)?(?:https?|ssh|git|file|ftps?|ext|git\+ssh)(?:://|::).*"
     r"|[\w.-]+@[\w.-]+:.*|[\w-][\w.-]+:(?!//).+"

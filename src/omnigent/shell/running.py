@@ -156,6 +156,7 @@ _HANDLERS: dict[str, Callable[[Shell, Simple], Said]] = {
     "mapfile": builtins.assigns, "readarray": builtins.assigns, "getopts": builtins.assigns,
     "let": builtins.assigns, "printf": builtins.printf, "exec": builtins.execute, "command": _command,
     "builtin": _command,
-    "xargs": carriers.xargs, "parallel": carriers.parallel, "ssh": carriers.ssh, "docker": carriers.containers, "podman": carriers.containers,
+    "xargs": carriers.xargs, "parallel": carriers.parallel, "ssh": carriers.ssh,
+    "docker": carriers.containers, "podman": carriers.containers,
     "kubectl": carriers.containers, "find": carriers.find,
 }  # fmt: skip

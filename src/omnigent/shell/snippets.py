@@ -7,16 +7,16 @@ import ast
 import re
 
 _FUNCTIONS = {
-    "print", "len", "sorted", "list", "dict", "set", "tuple", "str", "int", "float", "bool", "repr", "type", "sum", "dir",
-    "min", "max", "range", "enumerate", "zip", "isinstance", "hasattr", "round", "abs", "any", "all", "hex", "bin",
-    "ord", "chr", "open", "reversed", "bytes",
+    "print", "len", "sorted", "list", "dict", "set", "tuple", "str", "int", "float", "bool", "repr",
+    "type", "sum", "dir", "min", "max", "range", "enumerate", "zip", "isinstance", "hasattr",
+    "round", "abs", "any", "all", "hex", "bin", "ord", "chr", "open", "reversed", "bytes",
 }  # fmt: skip
 _METHODS = {
-    "load", "loads", "dumps", "keys", "values", "items", "get", "split", "splitlines", "strip", "join", "upper", "lower",
-    "read", "startswith", "endswith", "count", "version", "python_version", "platform", "system_info",
-    "getcwd",
-    "exists", "isfile", "isdir", "encode", "decode", "hexdigest", "sqrt", "getsizeof", "show_versions", "is_available",
-    "now", "today", "isoformat", "strftime", "basename", "dirname", "abspath",
+    "load", "loads", "dumps", "keys", "values", "items", "get", "split", "splitlines", "strip",
+    "join", "upper", "lower", "read", "startswith", "endswith", "count", "version",
+    "python_version", "platform", "system_info", "getcwd", "exists", "isfile", "isdir", "encode",
+    "decode", "hexdigest", "sqrt", "getsizeof", "show_versions", "is_available", "now", "today",
+    "isoformat", "strftime", "basename", "dirname", "abspath",
 }  # fmt: skip
 _LOADERS = {"json", "tomllib", "csv"}
 """`load` and `loads` are theirs alone: others run code from what they load."""
@@ -33,10 +33,11 @@ _NODES = (
     ast.For, ast.If, ast.Assert, ast.Pass,
 )  # fmt: skip
 _DUNDERS = {"__version__", "__file__", "__name__", "__doc__", "__path__", "__all__"}
-_REFUSED = frozenset(
-    "eval exec compile getattr setattr globals locals vars input breakpoint map filter delattr "
-    "memoryview help exit quit super object callable iter next".split()
-)
+_REFUSED = {
+    "eval", "exec", "compile", "getattr", "setattr", "globals", "locals", "vars", "input",
+    "breakpoint", "map", "filter", "delattr", "memoryview", "help", "exit", "quit", "super",
+    "object", "callable", "iter", "next",
+}  # fmt: skip
 _MOST = 4000
 _NODE = re.compile(
     r"\s*(?:console\.log\(\s*)?(?:require\(\s*(['\"])(\.{0,2}/?[\w@./-]+\.json)\1\s*\)|process)"
