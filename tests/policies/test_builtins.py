@@ -35,6 +35,7 @@ from omnigent.policies.language import load, parse
 WORKSPACE = "/work/project"
 HOME = str(Path.home())
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
+DOCS = Path(__file__).parents[2] / "docs"
 NANO = 1_000_000_000
 
 
@@ -224,6 +225,15 @@ def test_each_example_file_parses_and_says_what_it_is_for(path: Path) -> None:
     assert text.startswith("# ") and not text.splitlines()[1].startswith("#")
     for entry in parse(text, path.name, "project"):
         load(entry)
+
+
+def test_the_documentation_names_each_and_its_rules_parse() -> None:
+    pages = [path.read_text() for path in DOCS.glob("policies*.md")]
+    text = next(page for page in pages if "Built-in policies\n" in page)
+    for name in BUILTINS:
+        assert f"`{name}`" in text, name
+    for block in re.findall(r"```yaml\n(- .*?)```", text, re.DOTALL):
+        parse("policies:\n" + block, "the documentation", "session")
 
 
 def test_the_examples_of_the_mission_have_at_most_six_lines_a_rule() -> None:
@@ -869,6 +879,7 @@ def test_secrets_are_found_wherever_they_would_leave(token: str, where: str) -> 
     assert said(policy, actions[where]) == "ask"
     opinion = ask(policy, actions[where])
     assert opinion and _LETTERS[:20] not in opinion.reason + opinion.facts
+    assert "token" in opinion.reason or "(known secret)" in opinion.reason
 
 
 def test_secrets_lets_what_is_none_and_what_is_allowed_pass() -> None:
