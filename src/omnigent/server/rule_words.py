@@ -1,9 +1,12 @@
 """A rule in one line, for people who read a list of them."""
 
 import json
+import sys
+from functools import cache
 from typing import cast
 
 from omnigent.events import JSON, PolicyEntry
+from omnigent.policies.builtins import BUILTINS
 
 _KINDS = {"exec": "run", "tool": "tool", "spawn": "sub-agents", "message": "messages"}
 _ORDER = ("when", "after", "unless", "if", "count", "rate")
@@ -16,15 +19,27 @@ def rule_json(entry: PolicyEntry) -> JSON:
 
 
 def describe(rule: JSON) -> str:
-    """`git push after npm install: ask (Dependencies changed.)`"""
-    reason = f" ({rule['reason']})" if rule.get("reason") else ""
+    """`run git push after run npm install: ask (Dependencies changed.)`"""
     made = rule.get("use") or rule.get("function")
     if made:
         parameters = cast(JSON, rule.get("with") or {})
         given = ", ".join(f"{key}: {_value(value)}" for key, value in parameters.items())
-        return f"{made}{f': {given}' if given else ''}{reason}"
+        about = rule.get("reason") or (
+            _about(rule["use"]) if "use" in rule else "a function of the operator's"
+        )
+        return f"{made}{f' ({given})' if given else ''}: {about}"
+    reason = f" ({rule['reason']})" if rule.get("reason") else ""
     parts = [_part(key, rule[key]) for key in _ORDER if key in rule]
     return f"{' '.join(parts) or 'everything'}: {_outcome(rule)}{reason}"
+
+
+@cache
+def _about(name: str) -> str:
+    """What a built-in is for: the first sentence of its file."""
+    build = BUILTINS.get(name)
+    module = sys.modules.get(getattr(build, "__self__", build).__module__) if build else None
+    first = " ".join(((module and module.__doc__) or "").strip().partition("\n\n")[0].split())
+    return first.partition(". ")[0].removesuffix(".")
 
 
 def _part(key: str, value: object) -> str:
