@@ -64,6 +64,8 @@ class _Seen:
     state: TreeState
     subjects: "Sequence[Subject]"
     memory: Any = None
+    matched: bool = False
+    """Whether the rule's matcher is already known to hold, at least possibly."""
 
     @property
     def subject(self) -> Subject:
@@ -142,7 +144,7 @@ def _opinions(call: Call, state: TreeState, setting: Setting) -> list[_Said]:
             _hear(_PROTECT.id, _PROTECT, action, seen, said)
         if setting.budget_nanousd is not None:
             _hear(BUDGET, _budget(setting.budget_nanousd), action, seen, said)
-        for loaded in rules.of(subjects[place]):
+        for loaded, seen.matched in rules.of(subjects[place]):
             _hear_loaded(loaded, action, seen, said)
     return said
 

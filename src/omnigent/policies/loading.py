@@ -141,16 +141,17 @@ class Candidates:
     """Those whose matchers `source` puts into one list, so that one evaluation tells which to ask."""
     source: str
 
-    def of(self, subject: Subject) -> Iterator[Loaded]:
-        yield from self.always
+    def of(self, subject: Subject) -> Iterator[tuple[Loaded, bool]]:
+        """Each with whether its matcher is already known to hold."""
+        yield from ((each, False) for each in self.always)
         if not self.matched:
             return
         try:
             held = subject.which(self.source)
         except Exception:  # noqa: BLE001  one of them breaks: each is asked, and says so itself
-            yield from self.matched
+            yield from ((each, False) for each in self.matched)
             return
-        yield from compress(self.matched, held)
+        yield from ((each, True) for each in compress(self.matched, held))
 
 
 class RuleSet:
@@ -162,8 +163,8 @@ class RuleSet:
         self.remembering = tuple(each for each in self.loaded if _remembers(each.policy))
         self._found: dict[tuple[str, str], Candidates] = {}
 
-    def of(self, subject: Subject) -> Iterator[Loaded]:
-        """Those that have something to say to this action, or may have."""
+    def of(self, subject: Subject) -> Iterator[tuple[Loaded, bool]]:
+        """Those that have something to say to this action, or may have; see `Candidates.of`."""
         action = subject.action
         program = action.program if isinstance(action, Exec) else ""
         found = self._found.get((action.type, program))

@@ -60,6 +60,11 @@ class Seen(Facts, Earlier, Protocol):
     @property
     def subject(self) -> Subject: ...
 
+    @property
+    def matched(self) -> bool:
+        """Whether the rule's matcher is already known to hold, at least possibly."""
+        ...
+
 
 class Written:
     """Made from a `Rule`. Its memory is kept by the tree's state, one per watched matcher."""
@@ -104,15 +109,9 @@ class Written:
     def decide(self, action: Action, facts: Facts) -> Opinion | None:
         seen = cast(Seen, facts)
         subject = seen.subject
-        certain = True
-        if self.matcher:
-            if not self.matcher.fits(action):
-                return None
-            certain = subject.holds(self.matcher.certainly)
-            if not certain and (
-                self.matcher.possibly == self.matcher.certainly or not subject.holds(self.matcher.possibly)
-            ):
-                return None
+        certain = self._matches(action, seen)
+        if certain is None:
+            return None
         if self._excepted(action, subject):
             return None
         earlier = self._earlier(seen)
@@ -123,6 +122,19 @@ class Written:
         if self.rule.limits:
             return self._spend(action, seen)
         return self._say(action, seen, earlier, certain=certain)
+
+    def _matches(self, action: Action, seen: Seen) -> bool | None:
+        """Whether it surely matches; None: it doesn't."""
+        matcher = self.matcher
+        if matcher is None:
+            return True
+        if not matcher.fits(action):
+            return None
+        if matcher.possibly == matcher.certainly:
+            return True if seen.matched or seen.subject.holds(matcher.certainly) else None
+        if seen.subject.holds(matcher.certainly):
+            return True
+        return False if seen.subject.holds(matcher.possibly) else None
 
     def _excepted(self, action: Action, subject: Subject) -> bool:
         unless = self._unless
