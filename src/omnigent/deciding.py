@@ -107,4 +107,5 @@ def protected(home: Path, person: Path) -> tuple[str, ...]:
 def _session(view: SessionView) -> JSON:
     """What rules may read of the session."""
     names = ("harness", "model", "provider", "workspace", "owner", "sandbox", "labels", "billing")
-    return {"id": view.session_id, **{name: getattr(view, name) for name in names}}
+    facts: JSON = {"id": view.session_id, **{name: getattr(view, name) for name in names}}
+    return facts | {"workspace": str(Path(view.workspace).resolve())}

@@ -26,7 +26,7 @@ from omnigent.events import JSON, Actor, Draft
 from omnigent.harnesses.probe_results import standing
 from omnigent.house import House
 from omnigent.ids import Clock, NewId
-from omnigent.link import RunnerHub
+from omnigent.link import RunnerHub, socket_path
 from omnigent.log import CommandRecord, ListQuery, Log, open_log
 from omnigent.metering import Spend
 from omnigent.policies.state import TreeProjector
@@ -117,7 +117,10 @@ class Sessions:
             trees=Trees(log),
             audit=self.audit,
             rulebook=self.rulebook,
-            protected=protected(home, Path(environ.get("HOME") or Path.home())),
+            protected=(
+                *protected(home, Path(environ.get("HOME") or Path.home())),
+                str(socket_path(home).parent),
+            ),
             api=api,
         )
         self._open: dict[str, asyncio.Task[Session]] = {}

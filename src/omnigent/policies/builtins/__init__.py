@@ -42,8 +42,8 @@ BUILTINS[Sequence.NAME] = Sequence.build
 
 DEFAULTS = """\
 policies:
-  # Ask for commands that aren't everyday, writes outside the workspace, hosts, MCP and hosted tools.
-  - {name: approve, use: approve}
+  # Ask for commands that aren't everyday, writes outside the workspace and /tmp, hosts, MCP, hosted tools.
+  - {name: approve, use: approve, with: {paths: ["/tmp/**"]}}
   # Ask for files that hold credentials, and for writes that run later or change the agent's own rules.
   - {name: reach, use: reach}
   # Ask before deleting trees, rewriting history, publishing, changing the machine or a database.
