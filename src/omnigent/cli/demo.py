@@ -1,7 +1,7 @@
 """`omnigent demo`: a real agent at work without a key. The model's part is a script; everything else is real.
 
-The agent reads a file, runs a check that fails, mends the file and runs the check again, each shell command
-after somebody allowed it. All of it happens in a home of its own under `$OMNIGENT_HOME/demo`, never in
+The agent reads a file, runs a check that fails, mends the file and runs the check again, each run of the
+check after somebody allowed it. All of it happens in a home of its own under `$OMNIGENT_HOME/demo`, never in
 TMPDIR: Codex's sandbox refuses to work there.
 """
 
@@ -56,6 +56,14 @@ else
 fi
 """,
 }
+_RULES = """\
+policies:
+  - name: checks-ask
+    when: {exec: sh *}
+    then: ask
+    reason: In this demo a person looks before a script runs.
+"""
+"""A check is an everyday command, which the defaults let pass; the demo is to show an approval."""
 _GREETING = "Hello, world!\n"
 _RUNS = ["FAIL: greeting.txt must begin with Hello", "ok"]
 
@@ -255,8 +263,11 @@ def _session(home: Path, project: Path, harness: str, options: argparse.Namespac
     client = launch(home)
     try:
         session = client.create(
-            {"harness": harness, "workspace": str(project), "title": "Demo", "prompt": _PROMPT}
-        )
+            {
+                "harness": harness, "workspace": str(project), "title": "Demo", "prompt": _PROMPT,
+                "policies": _RULES,
+            }
+        )  # fmt: skip
         session_id = session["id"]
         tell(f"4/4  watch it live: {link(session, client, token=True)}\n")
         code = FAILED
