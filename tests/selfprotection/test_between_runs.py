@@ -16,7 +16,7 @@ SCRIPT: dict[str, Any] = {
         {
             "match": "WRITE",
             "steps": [
-                {"tools": [{"tool": "$shell", "input": {"command": "npm publish"}}]},
+                {"tools": [{"tool": "$shell", "input": {"command": "truncate -s 9 written.txt"}}]},
                 {"text": "Done."},
             ],
         },
@@ -27,7 +27,6 @@ SCRIPT: dict[str, Any] = {
 @pytest.fixture
 def house() -> Iterator[House]:
     found = House(fresh_home("between"), SCRIPT)
-    found.place_program("npm", "echo x >> written.txt")
     try:
         found.start()
         yield found

@@ -20,8 +20,8 @@ from omnigent.events import ToolCompleted
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 HARNESSES = ("scripted", "claude-code", "codex", "pi")
-ASKS = "npm publish"
-"""It asks. `npm` is a program of the test's."""
+ASKS = "truncate -s 9 published.txt"
+"""It asks, and what it does is seen."""
 LOOSER = "policies:\n  - {name: approve, use: reach}\n"
 """Rules that would put another in the place of the one that asks."""
 
@@ -95,7 +95,6 @@ class Scene:
 
     def __init__(self, house: House, harness: str) -> None:
         self.house, self.harness = house, harness
-        house.place_program("npm", f"echo x >> {house.workspace}/published.txt")
         self.plays("HOLD", ASKS)
         self.target = house.create("scripted", "HOLD please", budget_usd=5)
         self.approval = house.await_kind(self.target, "approval.requested").item_id or ""

@@ -8,6 +8,7 @@ of our messages has landed, so that an acknowledgement means "it is on disk".
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from omnigent.errors import NotFound, UnsupportedVersion
@@ -47,6 +48,11 @@ _MAX_TOKENS: dict[Wire, int] = {
 }
 """Of one answer: what the usual models of a wire allow at least."""
 _OFFERED = tuple(name for name, row in TOOLS.items() if row.kind == "gated")
+_LOADED = (
+    *("SYSTEM.md", "APPEND_SYSTEM.md", "auth.json", "keybindings.json"),
+    *("agents", "extensions", "hooks", "packages", "prompts", "skills", "themes", "tools"),
+)
+"""What Pi would load from its directory; none of it is ours, so whatever is there is taken away."""
 _DROPPED_VARIABLES = ("PI_", "NODE_OPTIONS", "JITI_")
 """Variables by which something else than this adapter could load code into Pi or move its files."""
 
@@ -82,6 +88,7 @@ class Pi:
         check_gate()
         home = launch.private / "agent"
         home.mkdir(parents=True, exist_ok=True)
+        _sweep(home)
         _write_config(launch, home)
         environment = {
             name: value
@@ -116,6 +123,16 @@ def check_gate() -> None:
         raise UnsupportedVersion(
             f"Omnigent's gate for Pi ({GATE.name}) was changed or is missing.", hint="Install Omnigent again."
         )
+
+
+def _sweep(home: Path) -> None:
+    """Remove what would be loaded; an agent that was once allowed to write here must not gain by it."""
+    for name in _LOADED:
+        place = home / name
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
 
 
 def _flags(launch: Launch, session: Path) -> list[str]:
