@@ -176,9 +176,6 @@ class Gate:
         Raises `NotFound`, `Unprocessable`, or `Conflict` with who was first.
         """
         asked = self._view.approvals_open.get(command.approval_id)
-        if asked is not None and asked["expires_at"] <= self._house.clock():
-            await self.expire()
-            asked = None
         if asked is None:
             raise await self._late(command.approval_id, "approval")
         allowed = command.decision == "allow"

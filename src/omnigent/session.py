@@ -162,6 +162,7 @@ class Session:
                 return _Plan([*self._given_up(), Draft(ev.SessionClosed())], then=self._stop)
 
     async def _resolve(self, command: commands.Resolve) -> _Plan:
+        await self._expire_now()  # before answers are taken
         drafts, asked = await self._gate.resolve(command)
         call_id: str = asked["call_id"]
         if asked["detached"]:
@@ -416,8 +417,7 @@ class Session:
     async def _interrupt(self) -> None:
         turn = self.view.turn
         if turn is None:
-            if self.view.paused is not None:  # given up
-                await self._append([Draft(ev.TurnInterrupted(), turn_id=self.view.paused["turn_id"])])
+            await self._give_up_paused()
             return
         if self._house.runners.state(self.id) == "none":  # nobody is left to interrupt it
             await self._end_turn(ev.TurnInterrupted(how="kill"), delivered=await self._was_delivered(turn))
@@ -426,6 +426,10 @@ class Session:
             self._command(self._house.new_id("cmd"), {"type": "interrupt"})
         else:  # the agent hasn't heard of it
             await self._end_turn(ev.TurnInterrupted(), delivered=False)
+
+    async def _give_up_paused(self) -> None:
+        if self.view.paused is not None:
+            await self._append([Draft(ev.TurnInterrupted(), turn_id=self.view.paused["turn_id"])])
 
     # Stopping.
 
@@ -436,6 +440,7 @@ class Session:
         self._stopping = True
         self._change = None  # its entry was cancelled with the queue
         if self.view.turn is None:
+            await self._give_up_paused()
             self._close_runner("closed")
         else:
             await self._interrupt()
@@ -496,6 +501,7 @@ class Session:
             await self._append(drafts)
         if self._stopping:
             self._close_runner("closed")
+        self._gate.set_timer()  # a quota's reset, if that is what paused it
         self.idle_since = asyncio.get_running_loop().time()
 
     async def _was_delivered(self, turn: JSON) -> bool | None:
@@ -655,6 +661,7 @@ class Session:
             await self._house.log.drop_lease(self.id, epoch)
             if self.view.turn is not None:
                 await self._hand_over()
+            await self._expire_now()  # a lease kept `recover` from it
             await self._advance()
 
     async def _end_lost(self) -> None:
