@@ -102,7 +102,7 @@ class House:
 
     def _write_config(self, grace_seconds: float, runner: dict[str, float]) -> None:
         url, key = self.model.url, {"env": "LAB_KEY"}
-        ours = {"prices": {name: PRICE for name in ("scripted-1", "pi-model")}}
+        ours = {"prices": dict.fromkeys(("scripted-1", "pi-model"), PRICE)}
         config = {
             "server": {"port": self.port},
             "runner": {"grace_seconds": grace_seconds, **runner},
@@ -127,6 +127,7 @@ class House:
         person.mkdir(exist_ok=True)
         programs = self.home / "programs"
         programs.mkdir(exist_ok=True)
+        (person / ".profile").write_text(f'PATH="{programs}:$PATH"\n')  # login shells begin a PATH anew
         environment = {
             **os.environ, "LAB_KEY": KEY, "OMNIGENT_HOME": str(self.home), "HOME": str(person),
             "PATH": f"{programs}:{os.environ['PATH']}",

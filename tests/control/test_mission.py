@@ -60,6 +60,7 @@ SCENARIOS = (
     Scenario("turn-1-and-turn-5", later(INSTALL, "true", "true", "true"), True),
     Scenario("two-parallel-calls", one((INSTALL, PUSH)), True),
     Scenario("in-the-background", one(INSTALL, PUSH), True, background=True),
+    Scenario("in-the-shells-background", one(f"{INSTALL} &", PUSH), True),
     Scenario("npm-ci", one("npm ci", PUSH), True),
     Scenario("pnpm-add", one("pnpm add left-pad", PUSH), True),
     Scenario("git-C", one(INSTALL, "git -C . push origin HEAD"), True),
@@ -91,7 +92,7 @@ def lab(
     """A server with this module's scripts, where only the session's own rules (and what nobody can switch
     off) hold."""
     turns = [turn for scenario in SCENARIOS for turn in script_of(scenario)]
-    house = House(fresh_home(f"mission-{request.param}"), {"turns": [*turns, *SPENDING]})
+    house = House(fresh_home(f"mission-{request.param}"), {"turns": [*turns, *spending(request.param)]})
     for name in ("npm", "pnpm"):
         house.place_program(name, 'case "$*" in *no-such-package*) exit 1;; esac')
     remote = tmp_path_factory.mktemp("remote") / "remote.git"
@@ -115,6 +116,8 @@ def switch_off_defaults(house: House) -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_ask_before_a_push_that_follows_an_install(lab: tuple[House, str], scenario: Scenario) -> None:
     house, harness = lab
+    if scenario.background and harness in ("codex", "pi"):
+        return  # their tools have no background of their own; the shell's is the next scenario
     session_id = house.create(harness, policies=AFTER_INSTALL)
     last = len(scenario.turns) - 1
     for number in range(last):
@@ -123,10 +126,22 @@ def test_ask_before_a_push_that_follows_an_install(lab: tuple[House, str], scena
     session_id = happens(house, session_id, harness, scenario.between)
     house.prompt(session_id, f"<{scenario.name}-{last}>")
     asked = waits_or_ends(house, session_id)
-    assert [body.rule_ids for body in asked] == ([(RULE,)] if scenario.asks else [])
+    expected = [(RULE,)] if scenario.asks else []
+    if scenario.name == "two-parallel-calls" and pushed_first(house, session_id):
+        expected = []  # the harness asked for the push before it mentioned the install: nothing to follow
+    assert [body.rule_ids for body in asked] == expected
     if asked:
         house.client().command(session_id, "interrupt")
         house.settled(session_id)
+
+
+def pushed_first(house: House, session_id: str) -> bool:
+    titles = [
+        body_of(event, ev.ToolRequested).title
+        for event in house.events(session_id)
+        if event.kind == "tool.requested"
+    ]
+    return PUSH in titles and titles.index(PUSH) < titles.index(INSTALL)
 
 
 def happens(house: House, session_id: str, harness: str, what: tuple[str, ...]) -> str:
@@ -160,16 +175,24 @@ def waits_or_ends(house: House, session_id: str) -> list[ev.ApprovalRequested]:
 # Three dollars.
 
 
+USD_PER_MTOK = {"scripted": 15, "claude-code": 10, "codex": 30, "pi": 15}
+"""Output prices of the models of `support.MODELS`: the table's, and `support.PRICE`."""
+
+
+def spending(harness: str) -> list[JSON]:
+    """Two answers of 1.45 dollars each; any third would pass the limit."""
+    tokens = 1_450_000 // USD_PER_MTOK[harness]
+    first, second, never = (writes(word, tokens) for word in ("first", "second", "never"))
+    going_on = [writes("third", 10), {"text": "all three are done"}]
+    return [
+        {"match": "<spend>", "steps": [first, second, never]},
+        {"match": "You were paused", "steps": going_on},
+    ]
+
+
 def writes(word: str, output_tokens: int) -> JSON:
     command = {"tool": "$shell", "input": {"command": f"echo {word} >> done.txt"}}
     return {"tools": [command], "usage": {"output_tokens": output_tokens}}
-
-
-SPENDING = [
-    {"match": "<spend>", "steps": [writes("first", 150_000), writes("second", 150_000), writes("never", 1)]},
-    {"match": "You were paused", "steps": [writes("third", 10), {"text": "all three are done"}]},
-]
-"""Two answers cost three dollars or more at any of the models' prices."""
 
 
 def test_pause_at_three_dollars_and_go_on_when_somebody_raises_the_cap(lab: tuple[House, str]) -> None:
