@@ -469,7 +469,7 @@ class GrantAdded(Body):
     scope: Literal["once", "session", "pattern"]
     rule_ids: tuple[str, ...]
     digests: tuple[str, ...] = ()
-    """Of single actions (`policies.digest`)."""
+    """Of single actions."""
     call_sha256: str = ""
     """Of a whole call, for a grant of scope `once`."""
     pattern: str = ""
@@ -514,6 +514,8 @@ class ApprovalRequested(Body):
     """Patterns that would cover it from now on, the narrowest first: shown, and theirs to edit."""
     edit: str = ""
     """The command as it may be edited before it is allowed; "" where the harness can't take another."""
+    command: str | None = None
+    """What a rule puts in the place of the command: this is what runs if it is allowed."""
 
 
 class ApprovalDetached(Body):

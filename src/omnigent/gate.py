@@ -114,6 +114,7 @@ class Gate:
             expires_at=self._house.clock() + seconds * 1000,
             hold="pause" if verdict.decision == "pause" else "ask",
             asked=places,
+            command=verdict.command,
             patterns=self._patterns(actions, places),
             edit=edit,
         )

@@ -50,7 +50,7 @@ class SessionPolicies:
             return engine.effective(state, view.session_id)
 
     def _wider(self) -> tuple[PolicyEntry, ...]:
-        return self._house.rulebook.entries(self._view.workspace, self._view.owner)
+        return self._house.rulebook.entries(self._view.project, self._view.owner)
 
 
 def first(house: House, workspace: str, owner: str, own: str) -> Draft:

@@ -180,20 +180,13 @@ class Sessions:
         return session
 
     async def describe(self, session_id: str) -> JSON:
-        """The session object of the API."""
-        return self.summary((await self.get(session_id)).view)
-
-    async def budget(self, session_id: str) -> JSON:
-        """What the session's family has spent, and the cap on it."""
-        view = await self._view(session_id)
-        spend = (await self.log.spend(session_id, self._house.clock())).get("family", Spend())
-        return {
-            "cap_usd": None if view.budget_nanousd is None else view.budget_nanousd / 1e9,
-            "spent_usd": spend.nanousd / 1e9,
-            "tokens": spend.tokens,
-            "unknown_calls": spend.unknown,
-            "notional_usd": spend.notional / 1e9,
-        }
+        """The session object of the API, with what its family has spent: that is what a cap binds."""
+        summary = self.summary((await self.get(session_id)).view)
+        if summary["budget"] is not None:
+            spend = (await self.log.spend(session_id, self._house.clock())).get("family", Spend())
+            family: JSON = {"family_usd": spend.nanousd / 1e9, "unknown_calls": spend.unknown}
+            summary["budget"] = summary["budget"] | family
+        return summary
 
     def summary(self, view: SessionView) -> JSON:
         lost = view.turn is not None and self.hub.lost(view.session_id)
@@ -520,7 +513,7 @@ def item_json(row: Any) -> JSON:
 
 
 def _budget(view: SessionView) -> JSON | None:
-    """The cap, with what this session itself has spent; `GET …/budget` tells of its whole family."""
+    """The cap, with what this session itself has spent and reserved; `describe` adds its family."""
     if view.budget_nanousd is None:
         return None
     reserved = sum(call["estimate_nanousd"] or 0 for call in view.reserved.values())

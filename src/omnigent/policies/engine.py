@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 
 from omnigent.actions import Action, Exec, Model, Unknown
 from omnigent.events import JSON, PolicyEntry, PolicyScope, canonical, sha256
-from omnigent.policies import digest as digest
 from omnigent.policies.builtins.protect import Protect
 from omnigent.policies.compiling import Subject
 from omnigent.policies.contract import (
@@ -320,6 +319,11 @@ class _Grants:
         return pattern_matches(
             grant.get("pattern", ""), action, str(self.setting.session.get("workspace", ""))
         )
+
+
+def digest(actions: Sequence[Action]) -> str:
+    """Names exactly this call's actions: what a grant for one call is bound to."""
+    return sha256(canonical([action.model_dump(mode="json") for action in actions]))
 
 
 def action_digest(action: Action) -> str:

@@ -98,7 +98,7 @@ async def read_policies(
     else:
         view = (await room(request).sessions.get(session)).view
         rows = [rule_json(entry) for entry in await _in_effect(request, session)]
-        place = view.workspace
+        place = view.project
     proposed = None if place is None else await asyncio.to_thread(_proposed, book, place)
     return answer({"items": rows, "proposed": proposed, "next_cursor": None})
 
@@ -241,7 +241,7 @@ async def replay_session(request: Request, session_id: SessionId) -> Response:
     view = (await sessions.get(session_id)).view
     own = [entry for entry in await _in_effect(request, session_id) if entry.scope == "session"]
     given = parse(wanted.policies, "policies", "session") if wanted.policies else ()
-    rules = _stacked(sessions.rulebook.entries(view.workspace, view.owner), own, given)
+    rules = _stacked(sessions.rulebook.entries(view.project, view.owner), own, given)
     events = await recorded_events(sessions.log, session_id)
     trial = replace(_trial(request, session_id), entries=rules, sessions=lineage(events, session_id))
     return answer(_verdicts(await asyncio.to_thread(_judged, events, trial)))

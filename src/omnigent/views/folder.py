@@ -127,6 +127,7 @@ class Folder:
         view.title, view.labels = body.title, dict(body.labels)
         view.harness, view.model, view.provider = body.harness, body.model, body.provider
         view.workspace, view.approvals, view.sandbox = body.workspace, body.approvals, body.sandbox
+        view.project = body.workspace
         view.owner, view.org, view.parent_id = body.owner, body.org, body.parent_id
         view.billing, view.credential = body.billing, body.credential
         view.created_at = view.status_since = event.at
@@ -451,6 +452,7 @@ class Folder:
                 "asked_at": self.event.at,
                 "hold": body.hold,
                 "detached": False,
+                "command": body.command,
             }
             return
         if isinstance(body, ev.ApprovalDetached):
@@ -475,7 +477,7 @@ class Folder:
             status = "allowed" if body.outcome == "allowed" else "denied"
             view.model_calls[asked["call_id"]] = {"status": status, "reason": body.reason or body.outcome}
         if body.outcome == "allowed":
-            self._decided(asked["call_id"], command=body.edited)
+            self._decided(asked["call_id"], command=body.edited or asked["command"])
         else:
             self._decided(asked["call_id"], deny=body.reason or body.outcome)
 

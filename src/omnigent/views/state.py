@@ -24,6 +24,8 @@ class SessionView:
     credential: str = ""
     metering: str = "harness"
     workspace: str = ""
+    project: str = ""
+    """The workspace that the first session of its forks was made in: whose rules and budgets it is under."""
     approvals: str = "ask"
     sandbox: str = "host"
     owner: str = ""
