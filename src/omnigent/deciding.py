@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -76,6 +77,7 @@ class Judge:
             protected=house.protected,
             own=(view.workspace, str(house.home / "run" / view.session_id)),
             api=house.api,
+            pids=(os.getpid(),),
         )
 
     def _doubt(self, call: Call, reason: str) -> Verdict:

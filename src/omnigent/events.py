@@ -229,7 +229,8 @@ class HarnessStarted(Body):
     provider: str | None
     billing: Billing = "unknown"
     credential: str = ""
-    """What pays, by name and never by value: `env ANTHROPIC_API_KEY`, `secret lab`, `vendor log-in`."""
+    """What pays and where it is sent, by name and never by value: `env ANTHROPIC_API_KEY at
+    api.anthropic.com`."""
     metering: Metering = "harness"
     sandbox: str = "host"
     capabilities: dict[str, bool] = {}

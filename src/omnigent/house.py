@@ -50,14 +50,15 @@ class House:
     """Paths no agent may touch; see `deciding.protected`."""
     api: str = ""
     """host:port of our own API."""
-    _known: tuple[Config, Redactor] | None = field(default=None, repr=False)
+    _known: tuple[object, Redactor] | None = field(default=None, repr=False)
 
     async def redactor(self) -> Redactor:
         """Takes out every secret known by the configuration as it is now."""
-        config = self.config
-        if self._known is None or self._known[0] is not config:
+        config, kept = self.config, self.home / "secrets"
+        stamp = (id(config), kept.stat().st_mtime_ns if kept.is_dir() else 0)
+        if self._known is None or self._known[0] != stamp:
             known = await asyncio.to_thread(known_secrets, config, self.home, self.environ)
-            self._known = (config, Redactor(known))
+            self._known = (stamp, Redactor(known))
         return self._known[1]
 
     @property

@@ -8,7 +8,7 @@ from omnigent.config import child_environment
 from omnigent.events import JSON
 from omnigent.history import History
 from omnigent.house import House
-from omnigent.providers import choose, upstream
+from omnigent.providers import choose, payer, upstream
 from omnigent.registry import harness as find_harness
 from omnigent.secrets import known_secrets
 from omnigent.views import SessionView
@@ -41,7 +41,7 @@ async def launch_frame(
         "harness": name,
         "provider": choice.name,
         "billing": choice.provider.billing,
-        "credential": choice.provider.key.source,
+        "credential": payer(choice.provider),
         "secrets": secrets,
         "model": choice.model,
         "workspace": view.workspace,

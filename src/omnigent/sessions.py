@@ -30,7 +30,7 @@ from omnigent.link import RunnerHub, socket_path
 from omnigent.log import CommandRecord, ListQuery, Log, open_log
 from omnigent.metering import Spend
 from omnigent.policies.state import TreeProjector
-from omnigent.providers import choose
+from omnigent.providers import choose, payer
 from omnigent.registry import harness as find_harness
 from omnigent.registry import harness_name, harness_names
 from omnigent.rulebook import HOUSE, Rulebook
@@ -298,7 +298,7 @@ class Sessions:
             owner=OWNER,
             sandbox=request.sandbox,
             billing=choice.provider.billing,
-            credential=choice.provider.key.source,
+            credential=payer(choice.provider),
             labels=request.labels,
         )
         first = session_policies.first(self._house, str(path), OWNER, request.policies)

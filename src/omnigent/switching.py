@@ -6,7 +6,7 @@ from omnigent.actions import Model
 from omnigent.errors import Conflict, Unprocessable
 from omnigent.events import JSON, Draft
 from omnigent.house import House
-from omnigent.providers import Choice, choose
+from omnigent.providers import Choice, choose, payer
 from omnigent.registry import harness as find_harness
 from omnigent.registry import harness_name
 from omnigent.views import SessionView
@@ -27,8 +27,8 @@ def decided(house: House, view: SessionView, command: commands.Switch | commands
     else:
         provider = command.provider or view.provider
         choice = choose(house.config, find_harness(view.harness), provider, command.model)
-    before = payer(view.billing, view.credential)
-    after = payer(choice.provider.billing, choice.provider.key.source)
+    before = _told(view.billing, view.credential)
+    after = _told(choice.provider.billing, payer(choice.provider))
     if view.credential and before != after and not command.accept_billing:
         raise Conflict(
             f"This changes who is billed: from {before} to {after}.",
@@ -39,7 +39,7 @@ def decided(house: House, view: SessionView, command: commands.Switch | commands
     return arguments | {"provider": choice.name, "model": choice.model}
 
 
-def payer(billing: str, credential: str) -> str:
+def _told(billing: str, credential: str) -> str:
     """Who pays, in words: the class of billing and the credential's name."""
     return f"{billing} ({credential})" if credential else billing
 
@@ -47,14 +47,14 @@ def payer(billing: str, credential: str) -> str:
 def who_pays(house: House, view: SessionView, launch: JSON, known: tuple[str, str]) -> Draft:
     """The question before an agent is started that would bill somebody else than the last one did."""
     turn = view.turn or {}
-    wanted = payer(launch["billing"], launch["credential"])
+    wanted = _told(launch["billing"], launch["credential"])
     action = Model(wire=launch["upstream"]["wire"], provider=launch["provider"], model=launch["model"] or "")
     body = ev.ApprovalRequested(
         call_id=turn["id"],
         actions=(action,),
         action_sha256="",
         title=f"Bill {wanted}",
-        reason=f"Until now this session was billed to {payer(*known)}; from now on it would be {wanted}.",
+        reason=f"Until now this session was billed to {_told(*known)}; from now on it would be {wanted}.",
         rule_ids=("builtin.billing",),
         options=("allow", "deny"),
         expires_at=house.clock() + house.settings.start.approvals.expire_seconds * 1000,

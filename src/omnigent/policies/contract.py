@@ -52,6 +52,8 @@ class Setting:
     """Places inside the protected ones that are this agent's (a work tree, its scratch directory)."""
     api: str = ""
     """host:port of our own API."""
+    pids: tuple[int, ...] = ()
+    """Of processes no agent may end: the server's."""
 
 
 @dataclass(frozen=True, slots=True)

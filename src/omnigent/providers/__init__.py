@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from yarl import URL
+
 from omnigent.config import Config, Provider
 from omnigent.errors import ProviderMissing, WireMismatch
 from omnigent.harnesses import Harness, Wire
@@ -78,6 +80,13 @@ def upstream(provider: Provider, home: Path) -> Upstream:
     headers[row.key_header] = row.key_prefix + read_key(provider.key, home)
     base_url = (provider.base_url or row.base_url).rstrip("/")
     return Upstream(provider.api, base_url, headers, dict(provider.query))
+
+
+def payer(provider: Provider) -> str:
+    """What pays for a provider's calls and where the key is sent, by name: `env ANTHROPIC_API_KEY at
+    api.anthropic.com`. A change of either is one that a person has to agree to."""
+    base = URL(provider.base_url or WIRES[provider.api].base_url)
+    return f"{provider.key.source} at {base.authority}"
 
 
 def _undecided(config: Config, harness: Harness, fitting: list[str]) -> ProviderMissing:

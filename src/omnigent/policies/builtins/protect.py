@@ -2,7 +2,7 @@
 
 Always on, and nothing loosens it. It looks at what an action names: the paths of file actions (a pattern or a
 whole tree that reaches a protected path counts), the words, text and input of a command, the address of a
-request, the arguments of an MCP call. What a program does by itself is not seen here.
+request, the arguments of an MCP call, the number of a process to end. What a program does by itself is not seen here.
 """
 
 import json
@@ -78,6 +78,8 @@ def _file(action: FileRead | FileWrite, setting: Setting) -> str | None:
 
 
 def _exec(action: Exec, setting: Setting) -> str | None:
+    if action.program == "kill" and any(str(pid) in action.words for pid in setting.pids):
+        return "this process"
     # One text: what names a thing over several words (a host, then its port) counts too.
     return _text("\n".join((action.command, *action.argv, action.stdin or "")), action.cwd, setting)
 
