@@ -2,7 +2,8 @@
 
 Always on, and nothing loosens it. It looks at what an action names: the paths of file actions (a pattern or a
 whole tree that reaches a protected path counts), the words, text and input of a command, the address of a
-request, the arguments of an MCP call, the number of a process to end. What a program does by itself is not seen here.
+request, the arguments of an MCP call, the number of a process to end. What a program does by itself is not
+seen here.
 """
 
 import json
