@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dialogue import BOB, REAL_KEY, SESSION, Port, Talk, begin_talk, make_house
+from rooms import eventually
 
 from omnigent import continuing
 from omnigent import events as ev
@@ -34,7 +35,7 @@ def configure(talk: Talk, **lab: Any) -> None:
             "lab": {**base, "prices": PRICES, **lab},
             "spare": {**base, "key": {"secret": "other"}},
         },
-        "defaults": {name: default for name in ("scripted", "claude-code", "pi")},
+        "defaults": dict.fromkeys(("scripted", "claude-code", "pi"), default),
     }
     for name in ("lab", "other"):
         (talk.home / "secrets" / name).write_text(REAL_KEY)
@@ -413,11 +414,7 @@ async def test_a_quota_pause_goes_on_by_itself(busy: Talk) -> None:
     await pauses(busy, "quota", busy.clock.at + 50)
     assert busy.told() == []
     busy.clock.at += 50
-    async with asyncio.timeout(10):
-        while busy.view.paused is not None:  # its own timer, by the loop's clock
-            await asyncio.sleep(0.01)
-        while not busy.port.frames:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: busy.port.frames, "its own timer, by the loop's clock")
     await goes_on(busy)
 
 
