@@ -116,11 +116,11 @@ def shell(box: Toolbox, given: Json) -> Made | None:
 def run(box: Toolbox, command: str, *, background: bool = False) -> Made | None:
     offer = box.find(*SHELLS)
     if offer is None:
-        return run_code(box, "exec_command", exec_input(command, background)) if box.code else None
+        return run_code(box, "exec_command", exec_input(command, background, False)) if box.code else None
     if offer.kind == "local_shell":
         return offer, {"type": "exec", "command": ["bash", "-lc", command], "env": {}}
     if offer.name == "exec_command":
-        return offer, exec_input(command, background)
+        return offer, exec_input(command, background, "tty" in offer.properties)
     value: Json = {"command": command}
     if as_dict(offer.properties.get("command")).get("type") == "array":
         value = {"command": ["bash", "-lc", command]}
@@ -131,9 +131,11 @@ def run(box: Toolbox, command: str, *, background: bool = False) -> Made | None:
     return offer, value
 
 
-def exec_input(command: str, background: bool) -> Json:
-    """A background command keeps a terminal, so that `$stdin` can write to it."""
-    return {"cmd": command, "yield_time_ms": 250, "tty": True} if background else {"cmd": command}
+def exec_input(command: str, background: bool, terminal: bool) -> Json:
+    """A background command keeps a terminal where one is offered, so that `$stdin` can write to it."""
+    if not background:
+        return {"cmd": command}
+    return {"cmd": command, "yield_time_ms": 250} | ({"tty": True} if terminal else {})
 
 
 def run_code(box: Toolbox, name: str, value: Any) -> Made | None:
