@@ -75,7 +75,7 @@ class Judge:
             budget_nanousd=view.budget_nanousd,
             session=_session(view),
             protected=house.protected,
-            own=(view.workspace, str(house.home / "run" / view.session_id)),
+            own=_own(Path(view.workspace), house.home / "run" / view.session_id),
             api=house.api,
             pids=(os.getpid(),),
         )
@@ -104,6 +104,11 @@ class Judge:
 def protected(home: Path, person: Path) -> tuple[str, ...]:
     """What no agent may touch: Omnigent's home, and vendors' log-ins and settings."""
     return tuple(str(path.resolve()) for path in (home, *(person / name for name in VENDORS)))
+
+
+def _own(*places: Path) -> tuple[str, ...]:
+    """As they are named, and with links resolved."""
+    return tuple(dict.fromkeys(str(path) for place in places for path in (place, place.resolve())))
 
 
 def _session(view: SessionView) -> JSON:
