@@ -23,7 +23,8 @@ pytestmark = pytest.mark.anyio
 NANO = 1_000_000_000
 PRICES = {"m1": {"input": 1.0, "output": 10.0, "cache_read": 0.5}, "cheap": {"input": 0.1, "output": 0.1}}
 """USD per million tokens."""
-GATEWAY: JSON = {"billing": "metered", "credential": "secret lab", "metering": "gateway"}
+LAB, OTHER = (f"secret {name} at 127.0.0.1:9" for name in ("lab", "other"))
+GATEWAY: JSON = {"billing": "metered", "credential": LAB, "metering": "gateway"}
 
 
 def configure(talk: Talk, **lab: Any) -> None:
@@ -331,7 +332,7 @@ async def test_a_call_is_priced_when_it_is_over(busy: Talk, told: JSON, cost: in
     await granted(busy, model=told.get("model", "m1"))
     report = await used(busy, **told)
     assert (report.cost_nanousd, report.basis) == (cost, basis)
-    assert (report.provider, report.credential, report.billing) == ("lab", "secret lab", "metered")
+    assert (report.provider, report.credential, report.billing) == ("lab", LAB, "metered")
     assert busy.view.reserved == {}
     assert busy.view.cost_nanousd == cost
     spend = await busy.log.spend(SESSION, busy.clock.at)
@@ -410,12 +411,25 @@ async def test_resume_after_the_agent_has_ended_starts_it_on_its_native_session(
     await goes_on(busy)
 
 
-async def test_a_quota_pause_goes_on_by_itself(busy: Talk) -> None:
+async def test_a_quota_pause_goes_on_by_itself(busy: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnigent.gate.SHORTEST_PAUSE_MS", 0)
     await pauses(busy, "quota", busy.clock.at + 50)
     assert busy.told() == []
     busy.clock.at += 50
     await eventually(lambda: busy.port.frames, "its own timer, by the loop's clock")
     await goes_on(busy)
+
+
+async def test_a_reset_that_is_over_already_is_not_tried_at_once(busy: Talk) -> None:
+    await pauses(busy, "quota", busy.clock.at - 1000)
+    for _ in range(4):
+        busy.clock.at += 1000
+        await busy.restarted()
+        assert busy.view.status == "paused"
+    busy.clock.at += 1000
+    await busy.restarted("none")
+    assert busy.view.paused is None
+    assert len(busy.port.launches) == 2
 
 
 async def test_before_its_reset_a_quota_pause_stays(busy: Talk) -> None:
@@ -522,8 +536,8 @@ async def test_a_change_of_who_pays_asks_before_the_agent_starts(busy: Talk, lab
     assert "secret lab" in item["reason"]
     await busy.do("resolve", approval_id=busy.approval(), decision="allow")
     assert len(busy.port.launches) == 2
-    wanted = {"billing": "metered", "credential": "secret lab"}
-    wanted |= {"credential": "secret other"} if "key" in lab else {"billing": "subscription"}
+    wanted = {"billing": "metered", "credential": LAB}
+    wanted |= {"credential": OTHER} if "key" in lab else {"billing": "subscription"}
     launch = busy.port.launches[-1]
     assert {name: launch[name] for name in wanted} == wanted
     await busy.ready(**GATEWAY | wanted)
@@ -599,7 +613,7 @@ async def test_a_turn_that_waits_for_who_pays_can_be_given_up(busy: Talk, how: s
 async def test_a_switch_to_who_else_pays_must_say_that_it_may(busy: Talk, type_: str, fields: JSON) -> None:
     with pytest.raises(Conflict) as refused:
         await busy.do(type_, **fields)
-    assert refused.value.facts == {"current": "metered (secret lab)", "wanted": "metered (secret other)"}
+    assert refused.value.facts == {"current": f"metered ({LAB})", "wanted": f"metered ({OTHER})"}
     assert busy.view.queue == []
     await busy.do(type_, accept_billing=True, **fields)
     assert len(busy.view.queue) == 1

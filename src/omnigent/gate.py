@@ -24,6 +24,8 @@ from omnigent.views import SessionView
 CancelledBy = Literal["interrupted", "switched", "closed", "superseded", "lost"]
 LONGEST_WAIT_SECONDS = 3600
 """A loop's timer goes by another clock than an expiry does; this often the two are compared."""
+SHORTEST_PAUSE_MS = 5000
+"""A provider's clock isn't ours, and some name a reset that is over: it is asked no more often than this."""
 REPEATED = 3
 """So many denials of the same call end the turn: the model isn't going to take the hint."""
 SECOND_CHANCE_MS = 3_600_000
@@ -361,11 +363,18 @@ class Gate:
         self.set_timer()
         return list(over.values())
 
+    def quota_resets_at(self) -> int | None:
+        """When a paused turn goes on by itself (UTC ms); None: not without a person."""
+        view = self._view
+        if view.paused is None or view.paused["until"] is None:
+            return None
+        return max(view.paused["until"], view.status_since + SHORTEST_PAUSE_MS)
+
     def set_timer(self) -> None:
         """For what runs out first: an approval's time, or the pause until a quota's reset."""
         ends = [asked["expires_at"] for asked in self._view.approvals_open.values()]
-        if self._view.paused is not None and self._view.paused["until"] is not None:
-            ends.append(self._view.paused["until"])
+        if (reset := self.quota_resets_at()) is not None:
+            ends.append(reset)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

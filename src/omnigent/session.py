@@ -762,8 +762,8 @@ class Session:
                 await self._spending.resolved(asked["call_id"])
             elif asked["call_id"].startswith("turn_"):
                 await self._payer_answered(False)
-        paused = self.view.paused
-        over = paused is not None and paused["until"] is not None and paused["until"] <= self._house.clock()
+        reset = self._gate.quota_resets_at()
+        over = reset is not None and reset <= self._house.clock()
         if over and not self.view.closed and not self.draining:
             await self._go_on()
         self._gate.set_timer()
