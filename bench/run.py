@@ -12,6 +12,7 @@ from pathlib import Path
 from commands import measure_commands, measure_start
 from decisions import measure_decisions
 from fanout import measure_fanout
+from gate import measure_gate
 from gateway import measure_gateway
 from growth import measure_growth
 from idle import measure_idle
@@ -31,6 +32,7 @@ GROUPS: dict[str, tuple[str, str, Callable[[bool], list[Figure]]]] = {
     "growth": ("A long log costs what a short one does", "100 events", measure_growth),
     "stalled": ("Followers that never read", "none of them", measure_stalled),
     "decisions": ("A decision", "50 closures", measure_decisions),
+    "gate": ("A decision over the link", "the same frame echoed", measure_gate),
     "idle": ("An idle server", "", measure_idle),
 }
 """Name → title, what its baseline is, what measures it."""

@@ -49,12 +49,14 @@ class Judge:
 
     async def _ask_engine(self, call: Call, spend: Mapping[CapScope, Spend] | None) -> Verdict:
         view = self._view
-        async with asyncio.timeout(DECIDE_SECONDS):
-            tree = self._house.trees.of(view.root_id)
-            async with tree.at(view.session_id, max(call.pos or 0, view.tree_pos)) as state:
-                if spend is None and self._looks_at_money(state):
-                    spend = await self._house.log.spend(view.session_id, self._house.clock())
-                setting = self._setting(spend or {})
+        tree = self._house.trees.of(view.root_id)
+        async with tree.at(view.session_id, max(call.pos or 0, view.tree_pos)) as state:
+            # The first time rules are compiled, and their language loaded: that is no rule's slowness.
+            looks_at_money = await asyncio.to_thread(self._looks_at_money, state)
+            if spend is None and looks_at_money:
+                spend = await self._house.log.spend(view.session_id, self._house.clock())
+            setting = self._setting(spend or {})
+            async with asyncio.timeout(DECIDE_SECONDS):
                 # In a thread, since an operator's own rule may be slow: the server goes on meanwhile.
                 return await asyncio.to_thread(engine.decide, call, state, setting)
 

@@ -87,9 +87,10 @@ class Approve(Builtin[ApproveParams]):
     def _outside(self, which: str, action: FileRead | FileWrite, facts: Facts) -> bool:
         if which == "all":
             return True
-        return (
-            which == "outside" and not action.in_workspace and not self._inside.cover(target(action, facts))
-        )
+        if which != "outside" or action.in_workspace:
+            return False
+        # What is moved away is taken from the workspace, wherever it goes.
+        return _takes_away(facts) or not self._inside.cover(target(action, facts))
 
     def _known(self, request: Net, facts: Facts) -> bool:
         if is_local(request.host) or listed(request.host, self.params.hosts):
@@ -132,3 +133,11 @@ def _is_usual(action: Exec, facts: Facts) -> bool:
 
 def _where(action: FileRead | FileWrite) -> str:
     return "" if action.in_workspace else ": it lies outside the workspace"
+
+
+def _takes_away(facts: Facts) -> bool:
+    """Whether the call removes something from the workspace."""
+    return any(
+        isinstance(each, FileWrite) and each.change == "delete" and each.in_workspace
+        for each in facts.call.actions
+    )
