@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 DECIDE_SECONDS = 5.0
 """An engine that has no answer by then is in doubt."""
 DOUBT = "builtin.doubt"
+_THREADS = ThreadPoolExecutor(8, "deciding")
+"""Apart from the server's other work, which goes on when rules hang in all of them."""
 
 VENDORS = (
     ".claude.json", ".claude/.credentials.json", ".claude/settings.json", ".claude/settings.local.json",
@@ -52,13 +55,13 @@ class Judge:
         tree = self._house.trees.of(view.root_id)
         async with tree.at(view.session_id, max(call.pos or 0, view.tree_pos)) as state:
             # The first time rules are compiled, and their language loaded: that is no rule's slowness.
-            looks_at_money = await asyncio.to_thread(self._looks_at_money, state)
+            looks_at_money = await _in_thread(self._looks_at_money, state)
             if spend is None and looks_at_money:
                 spend = await self._house.log.spend(view.session_id, self._house.clock())
             setting = self._setting(spend or {})
             async with asyncio.timeout(DECIDE_SECONDS):
                 # In a thread, since an operator's own rule may be slow: the server goes on meanwhile.
-                return await asyncio.to_thread(engine.decide, call, state, setting)
+                return await _in_thread(engine.decide, call, state, setting)
 
     def _looks_at_money(self, state: TreeState) -> bool:
         """Money is stopped at the gateway; where that doesn't see the calls, or a rule asks, at the tools."""
@@ -101,6 +104,20 @@ class Judge:
         await self._house.audit.note(
             self._view.session_id, [Draft(body, call.item_id, turn_id=turn["id"] if turn else None)]
         )
+
+
+class RuleExited(Exception):
+    """A rule tried to end the server."""
+
+
+async def _in_thread[**P, T](work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    def run() -> T:
+        try:
+            return work(*given, **named)
+        except SystemExit as error:  # in a task's hands it would stop the event loop
+            raise RuleExited from error
+
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, run)
 
 
 def protected(home: Path, person: Path) -> tuple[str, ...]:

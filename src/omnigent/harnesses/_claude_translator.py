@@ -146,6 +146,8 @@ class ClaudeTranslator:
         self._allowed: dict[str, tuple[str, JSON]] = {}
         self._denied: dict[str, str] = {}
         """Calls denied at the gate, and why. Some versions tell it only of the main agent's."""
+        self._unanswered: set[str] = set()
+        """Calls asked about and neither allowed nor denied, also when Claude waits no longer."""
         self._questions: dict[str, _Held] = {}
         self._mentioned: dict[str, tuple[str, JSON]] = {}
         self._agents: dict[str, str] = {}
@@ -236,6 +238,7 @@ class ClaudeTranslator:
             return []
         if not verdict.allow:
             self._denied[held.call] = verdict.reason
+            self._unanswered.discard(held.call)
             return [_hook_answer(held.request_id, "deny", verdict.reason or "Denied.")]
         return [*self._allow(held, verdict.command), *self._book.released(verdict.item_id)]
 
@@ -247,6 +250,7 @@ class ClaudeTranslator:
             # By default it would run on after the turn; a sub-agent belongs to the turn that started it.
             given = given | {"run_in_background": False}
         self._allowed[held.call] = (held.tool, given)
+        self._unanswered.discard(held.call)
         changed = given if given is not held.input else None
         return [_hook_answer(held.request_id, "allow", "", changed)]
 
@@ -430,6 +434,7 @@ class ClaudeTranslator:
                 out.append(Emit(tools.plan(given), item, parent))
         else:
             self._held[item] = held
+            self._unanswered.add(call)
             out.append(Ask(item, asked, parent))
         return out
 
@@ -635,7 +640,10 @@ class ClaudeTranslator:
             ended = ToolCompleted(outcome="denied", reason=self._denied.pop(call))
         elif ended.outcome == "denied" and self._interrupting:
             ended = ToolCompleted(outcome="cancelled")
+        elif call in self._unanswered and ended.outcome == "error":  # the hook's time passed: it did not run
+            ended = ToolCompleted(outcome="cancelled", reason=ended.output.text)
         self._held.pop(item, None)
+        self._unanswered.discard(call)
         for table in (self._mentioned, self._allowed):
             table.pop(call, None)
         out += self._book.completed(call, ended)
@@ -713,6 +721,7 @@ class ClaudeTranslator:
             table.clear()
         self._agents = {agent: item for agent, item in self._agents.items() if agent in running}
         self._items.clear()
+        self._unanswered.clear()
         self._streamed.clear()
         self._said.clear()
         self._blocks.clear()
