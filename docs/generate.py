@@ -4,10 +4,13 @@
 - `capabilities.md`: what each harness can, from the last run of `HarnessSuite`. That is kept in
   `tests/harnesses/results.json`; `--results DIR` first puts the harnesses into it whose outcomes a run left
   in DIR (`OMNIGENT_SUITE_RESULTS=DIR ./dev test`).
+- `control-matrix.md`: which verdicts hold on which path of each agent, from `tests/control/results.json`;
+  `--control DIR` first renews it (`OMNIGENT_CONTROL_RESULTS=DIR`, `tests/control/test_matrix.py`).
 - `errors.md`: every error code, from `omnigent.errors`.
 """
 
 import inspect
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -20,17 +23,25 @@ from omnigent.events import BODIES, Body
 from omnigent.testing import harness_suite
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "tests" / "harnesses" / "results.json"
+TESTS = HERE.parent / "tests"
+RESULTS = TESTS / "harnesses" / "results.json"
+CONTROL = TESTS / "control" / "results.json"
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--results"]:
-        known: harness_suite.Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        known |= harness_suite.read_results(Path(sys.argv[2]))
-        RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    kept = {"--results": RESULTS, "--control": CONTROL}
+    for option, folder in itertools.batched(sys.argv[1:], 2):
+        renew(kept[option], Path(folder))
     for name, text in pages().items():
         (HERE / name).write_text(text)
         sys.stdout.write(f"wrote docs/{name}\n")
+
+
+def renew(file: Path, folder: Path) -> None:
+    """Put what a run left in the folder in place of what is known of the same harnesses."""
+    known: harness_suite.Results = json.loads(file.read_text()) if file.exists() else {}
+    known |= harness_suite.read_results(folder)
+    file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def pages() -> dict[str, str]:
@@ -40,6 +51,7 @@ def pages() -> dict[str, str]:
         "events.schema.json": events_schema(),
         "errors.md": errors_page(),
         "capabilities.md": capabilities_page(),
+        "control-matrix.md": control_page(),
     }
 
 
@@ -117,6 +129,28 @@ def capabilities_page() -> str:
         harness_suite.cases_markdown(results),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def control_page() -> str:
+    """Path by verdict for each agent, amid the words of `control-matrix.in.md`."""
+    results: harness_suite.Results = json.loads(CONTROL.read_text())
+    columns = [(name, version) for name in sorted(results) for version in sorted(results[name])]
+    table = [f"| | {' | '.join(f'{name} {version}' for name, version in columns)} |"]
+    table.append("|---" * (len(columns) + 1) + "|")
+    for path, verdict in itertools.product(PATHS, VERDICTS):
+        cells = [results[name][version].get(f"{path} {verdict}", "-") for name, version in columns]
+        table.append(f"| {PATHS[path]}: {verdict} | {' | '.join(cells)} |")
+    return (HERE / "control-matrix.in.md").read_text().replace("{{matrix}}", "\n".join(table))
+
+
+PATHS = {
+    "shell": "shell command",
+    "edit": "edit of a file",
+    "mcp": "MCP tool",
+    "subagent": "call of a sub-agent",
+    "background": "background command",
+}
+VERDICTS = ("allow", "deny", "ask", "pause")
 
 
 def _doc(body: type[Body]) -> str:

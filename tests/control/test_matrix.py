@@ -250,7 +250,8 @@ def check_requests(house: House, session_id: str, harness: str, path: str, versi
     kinds = {action.type for body in called for action in body.actions}
     assert {"edit": "file.write", "mcp": "mcp", "subagent": "spawn"}.get(path, "exec") in kinds
     if path == "edit":
-        assert "exec" not in kinds or harness == "codex"
+        writing = [{a.type for a in body.actions} for body in called]
+        assert [types for types in writing if "file.write" in types] == [{"file.write"}] * len(VERDICTS)
     if path == "subagent":
         inner = [e for e in events if e.kind == "tool.requested" and e.parent_item_id]
         assert len(inner) == len(VERDICTS)
