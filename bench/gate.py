@@ -122,9 +122,9 @@ async def _prepare(log: SqliteLog, home: Path) -> int:
 
 
 def _call(home: Path, n: int) -> Draft:
-    actions, parsed = understand(f"npm run script{n % 1000}", home, home)
+    actions, parsed = understand(f"ls -la part{n % 1000}", home, home)
     body = ev.ToolRequested(
-        tool="bash", title="npm run", actions=tuple(actions), parsed=parsed, raw="{}", native_id=str(n)
+        tool="bash", title="ls", actions=tuple(actions), parsed=parsed, raw="{}", native_id=str(n)
     )
     return Draft(body, f"tc_{n}", turn_id="turn_1")
 
@@ -160,7 +160,9 @@ class _Runner:
         self._tell(_call(self._home, n))
         await self._until("command")
         took = (time.perf_counter() - began) * 1000
+        await self._until("ack")
         self._tell(_done(n))
+        await self._until("ack")
         return took
 
     def _tell(self, draft: Draft) -> None:

@@ -83,7 +83,7 @@ class FileWrite(_Action):
 
 
 class Net(_Action):
-    """A request to another host. `method` and `path` are "" where only the host is known (a git remote, ssh)."""
+    """A request to another host. `method` and `path` are "" where only the host is known (git, ssh)."""
 
     type: Literal["net"] = "net"
     method: str = "GET"

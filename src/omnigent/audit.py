@@ -24,6 +24,9 @@ HOUSE = "org_local"
 MAX_WAITING = 10_000
 """Facts kept in memory until they are written. Beyond, they are counted and lost."""
 
+GATHER_SECONDS = 0.05
+"""Facts are gathered this long and written together: whoever noted them is busy with what they tell of."""
+
 _PAGE = 1000
 _log = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class Audit:
         self._dropped: dict[str, int] = {}
         """Facts lost since the stream last said so."""
         self._writing: asyncio.Task[None] | None = None
+        self._soon: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
@@ -82,8 +86,12 @@ class Audit:
         room = 0 if self._closed else max(0, self._max_waiting - len(self._waiting))
         self._waiting.extend((session_id, draft) for draft in drafts[:room])
         self._drop(session_id, len(drafts[room:]))
-        if self._writing is None and not self._closed:
-            self._writing = asyncio.create_task(self._write())
+        if self._writing is None and self._soon is None and not self._closed:
+            self._soon = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._soon = None
+        self._writing = asyncio.get_running_loop().create_task(self._write())
 
     async def verify(self, session_id: str) -> JSON:
         """Whether the session's log and its audit stream are the chains that were written.
@@ -112,6 +120,9 @@ class Audit:
 
     async def flush(self) -> None:
         """Until everything noted so far is written, or counted as lost."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._begin()
         while self._writing is not None:
             await asyncio.shield(self._writing)
 

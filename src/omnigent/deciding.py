@@ -20,7 +20,7 @@ from omnigent.views import SessionView
 logger = logging.getLogger(__name__)
 
 DECIDE_SECONDS = 5.0
-"""An engine that has no answer by then is in doubt."""
+"""Operators' own functions that have no answer by then are doubt. They run in a thread: the server goes on."""
 DOUBT = "builtin.doubt"
 _THREADS = ThreadPoolExecutor(8, "deciding")
 """Apart from the server's other work, which goes on when rules hang in all of them."""
@@ -36,6 +36,8 @@ class Judge:
     def __init__(self, house: House, view: SessionView) -> None:
         self._house = house
         self._view = view
+        self._loaded: str | None = None
+        """The rules that are known to be compiled, by their digest."""
 
     async def verdict(self, call: Call, spend: Mapping[CapScope, Spend] | None = None) -> Verdict:
         """The engine's verdict. What it raises, or that it takes too long, is doubt, and doubt asks; where
@@ -54,13 +56,16 @@ class Judge:
         view = self._view
         tree = self._house.trees.of(view.root_id)
         async with tree.at(view.session_id, max(call.pos or 0, view.tree_pos)) as state:
-            # The first time rules are compiled, and their language loaded: that is no rule's slowness.
-            looks_at_money = await _in_thread(self._looks_at_money, state)
-            if spend is None and looks_at_money:
+            if self._loaded != view.policies_sha256:
+                # Compiling rules and loading their language takes its time, and is no rule's slowness.
+                await _in_thread(state.rules, view.session_id)
+                self._loaded = view.policies_sha256
+            if spend is None and self._looks_at_money(state):
                 spend = await self._house.log.spend(view.session_id, self._house.clock())
             setting = self._setting(spend or {})
+            if not engine.runs_foreign_code(state, view.session_id):
+                return engine.decide(call, state, setting)
             async with asyncio.timeout(DECIDE_SECONDS):
-                # In a thread, since an operator's own rule may be slow: the server goes on meanwhile.
                 return await _in_thread(engine.decide, call, state, setting)
 
     def _looks_at_money(self, state: TreeState) -> bool:

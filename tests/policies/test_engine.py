@@ -9,13 +9,13 @@ from policies.trees import START, Tree, made
 from omnigent.actions import Action, Exec, FileRead, FileWrite, Mcp, Model, Net, Unknown
 from omnigent.events import JSON, Approvals, PolicyEntry
 from omnigent.metering import Spend
-from omnigent.policies import digest
 from omnigent.policies.contract import Call, Setting, Verdict
 from omnigent.policies.engine import (
     action_digest,
     decide,
     defaults,
     diff,
+    digest,
     effective,
     pattern_matches,
     patterns,

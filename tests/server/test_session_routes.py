@@ -85,15 +85,15 @@ async def test_pages_of_events_both_ways(served: Served) -> None:
 
     assert await page("limit=3") == (
         [1, 2, 3],
-        {"next_after": 3, "prev_before": None, "head_seq": 7, "has_more": True},
+        {"next_after": 3, "prev_before": None, "head_seq": 8, "has_more": True},
     )
     assert await page("after=3&limit=4") == (
         [4, 5, 6, 7],
-        {"next_after": 7, "prev_before": 4, "head_seq": 7, "has_more": False},
+        {"next_after": 7, "prev_before": 4, "head_seq": 8, "has_more": False},
     )
     assert await page("after=7") == (
         [],
-        {"next_after": 7, "prev_before": 8, "head_seq": 7, "has_more": False},
+        {"next_after": 7, "prev_before": 8, "head_seq": 8, "has_more": False},
     )
     assert (await page("tail=2"))[0] == [6, 7]
     assert (await page("tail=2"))[1]["prev_before"] == 6

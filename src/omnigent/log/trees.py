@@ -1,6 +1,7 @@
 """The fold of session trees in SQLite: one row per root, and snapshots on the way. Runs in the log's thread.
 
-The row is written once per commit, so it may lag behind within one: what it lacks is folded from the events.
+The row lags behind by at most `ROW_EVERY` events, since a state is larger than most of what changes it: what
+it lacks is folded from the events when it is read again.
 """
 
 import json
@@ -17,6 +18,9 @@ from omnigent.log.rows import Layer, all_layers, is_known, read_events, read_tre
 SNAPSHOT_EVERY = 64
 """Events between two kept states: the most that a fork in the past has to fold."""
 
+ROW_EVERY = 32
+"""Events between two writings of a root's row."""
+
 REMEMBERED = 256
 """Roots whose state is kept in memory; others are read again."""
 
@@ -30,6 +34,8 @@ class _Tree:
     pos: int
     """`tree_pos` of the last event in `state`."""
     snapshot_pos: int
+    row_pos: int = -1
+    """`tree_pos` that its row has; -1 where there is none."""
 
 
 class Trees:
@@ -82,6 +88,9 @@ class Trees:
         if tree.pos == 0 and not is_known(self._db, root_id):
             return  # what made it was rolled back
         self._trees[root_id] = tree
+        if tree.row_pos >= 0 and tree.pos - tree.row_pos < ROW_EVERY:
+            return
+        tree.row_pos = tree.pos
         self._db.execute(
             "INSERT OR REPLACE INTO tree VALUES (?, ?, ?, ?)",
             (root_id, tree.pos, self._projector.version, _dump(tree.state)),
@@ -112,7 +121,7 @@ class Trees:
             "SELECT coalesce(max(tree_pos), 0) FROM tree_snapshot WHERE root_id = ? AND version = ?",
             (root_id, version),
         ).fetchone()
-        return _Tree(root_id, self._projector.load(json.loads(row[0])), row[1], snapshot_pos)
+        return _Tree(root_id, self._projector.load(json.loads(row[0])), row[1], snapshot_pos, row[1])
 
     def _step(self, tree: _Tree, events: Iterable[Event]) -> None:
         for event in events:

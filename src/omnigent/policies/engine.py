@@ -380,6 +380,11 @@ def effective(state: TreeState, session_id: str) -> tuple[PolicyEntry, ...]:
     return state.effective(session_id)
 
 
+def runs_foreign_code(state: TreeState, session_id: str) -> bool:
+    """Whether an operator's own functions take part in a decision: they may be slow, ours are not."""
+    return state.rules(session_id).foreign
+
+
 def reads_spend(state: TreeState, session_id: str) -> bool:
     """Whether some rule looks at the spending of a tool call; without being told it would be in doubt."""
     return any(

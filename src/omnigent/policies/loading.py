@@ -161,6 +161,8 @@ class RuleSet:
         self.loaded = tuple(_loaded(entry) for entry in entries)
         self.watches = _watches(self.loaded)
         self.remembering = tuple(each for each in self.loaded if _remembers(each.policy))
+        self.foreign = any('"function":' in entry.content for entry in entries)
+        """Whether an operator's own code is among them: it may be slow."""
         self._found: dict[tuple[str, str], Candidates] = {}
 
     def of(self, subject: Subject) -> Iterator[tuple[Loaded, bool]]:

@@ -39,8 +39,8 @@ from omnigent.policies.loading import RuleSet, entry_key
 from omnigent.policies.reading import read
 from omnigent.policies.written import Watch
 
-VERSION = 1
-MOST_PAST = 300
+VERSION = 2
+MOST_PAST = 120
 """Distinct commands, hosts and MCP tools kept for rules that come later; the least recent are forgotten."""
 MOST_OPEN = 1000
 """Calls of a tree that may be open; beyond, the oldest counts as happened."""
@@ -303,7 +303,7 @@ def _fork(state: TreeState, session_id: str, body: SessionForked) -> None:
     for row in data["watched"].values():
         row["recent"] = [[0, at] for _, at in row["recent"]]
     for row in data["past"].values():
-        row["first"] = row["last"] = 0
+        row[0] = row[1] = 0
     _join(state, session_id, None, body.workspace)
     if kept is not None:
         _change(state, session_id, kept)
@@ -339,9 +339,9 @@ def _renew(state: TreeState) -> None:
 def _learn(state: TreeState, watch: Watch) -> JSON:
     """What a rule would remember if it had been there before, as far as the distinct commands tell."""
     row: JSON = {"n": 0, "recent": []}
-    for fact in state.data["past"].values():
-        if watch.sees(Subject(_known(fact["action"]), "", fact["at"])):
-            _remember(row, watch, fact["last"], fact["at"], 1)
+    for key, (_, last, at) in state.data["past"].items():
+        if watch.sees(Subject(_known(json.loads(key)), "", at)):
+            _remember(row, watch, last, at, 1)
     row["recent"].sort()
     for call in state.data["calls"].values():
         hits = sum(1 for action in call["acts"] if watch.sees(Subject(_known(action), "", call["at"])))
@@ -533,15 +533,12 @@ def _known(kept: JSON) -> Action:
 
 
 def _note_past(state: TreeState, action: JSON, pos: int, at: int) -> None:
-    past: dict[str, JSON] = state.data["past"]
+    past: dict[str, list[int]] = state.data["past"]
     key = canonical(action)
-    row = past.get(key)
-    if row is None:
-        past[key] = {"action": action, "first": pos, "last": pos, "at": at}
-    else:
-        row |= {"first": min(row["first"], pos), "last": max(row["last"], pos), "at": max(row["at"], at)}
+    first, last, seen = past.get(key) or (pos, pos, at)
+    past[key] = [min(first, pos), max(last, pos), max(seen, at)]
     if len(past) > MOST_PAST:
-        del past[min(past, key=lambda each: (past[each]["last"], each))]
+        del past[min(past, key=lambda each: (past[each][1], each))]
 
 
 def copy(state: TreeState) -> TreeState:
