@@ -20,7 +20,7 @@ from omnigent.views import SessionView
 logger = logging.getLogger(__name__)
 
 DECIDE_SECONDS = 5.0
-"""Operators' own functions that have no answer by then are doubt. They run in a thread: the server goes on."""
+"""An operator's own function that has no answer by then is doubt. It runs in a thread: the server goes on."""
 DOUBT = "builtin.doubt"
 _THREADS = ThreadPoolExecutor(8, "deciding")
 """Apart from the server's other work, which goes on when rules hang in all of them."""
