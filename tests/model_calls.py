@@ -116,7 +116,9 @@ class Scene:
         """A call that generates, to be awaited or entered."""
         sent = body if isinstance(body, bytes) else json.dumps(body or BODIES[self.wire]).encode()
         url = self.gateway.url(self.wire) + PATHS[self.wire]
-        return self.client.post(url, data=io.BytesIO(sent), headers={"authorization": f"Bearer {TOKEN}", **headers})
+        return self.client.post(
+            url, data=io.BytesIO(sent), headers={"authorization": f"Bearer {TOKEN}", **headers}
+        )
 
     async def call(self, body: object = None, **headers: str) -> tuple[int, bytes]:
         async with self.post(body, **headers) as answer:

@@ -991,9 +991,9 @@ def test_unknown_disabled_and_malformed_calls_are_doubt() -> None:
         (ask,) = agent.hook(tool, use=f"toolu_{tool}", **given)
         assert isinstance(ask, Ask) and ask.body.parsed == "opaque" and ask.body.gated
     (ask,) = agent.hook("mcp__lab__ping", use="toolu_mcp")
-    assert isinstance(ask, Ask) and [action.model_dump(exclude_defaults=True) for action in ask.body.actions] == [
-        {"server": "lab", "tool": "ping", "arguments": "{}"}
-    ]
+    assert isinstance(ask, Ask) and [
+        action.model_dump(exclude_defaults=True) for action in ask.body.actions
+    ] == [{"server": "lab", "tool": "ping", "arguments": "{}"}]
 
 
 def test_relative_paths_start_where_the_shell_stands() -> None:
