@@ -202,12 +202,15 @@ def test_pieces_are_placed_once_whatever_overlaps() -> None:
     assert folded(*BEGUN, requested(), *drafts)[1]["tc_1"]["output"]["text"] == "hallo!"
 
 
-def test_a_grant_for_the_session_is_remembered_and_one_for_once_is_not() -> None:
-    for scope, grants in (("once", []), ("session", ["00"])):
-        allow = ev.ApprovalResolved.model_validate({"outcome": "allowed", "grant": {"scope": scope}})
-        view, _ = folded(*BEGUN, requested(), asked(), Draft(allow, "ap_1"))
-        assert view.grants == grants
-        assert view.calls["tc_1"]["decided"]
+def test_a_grant_is_remembered_until_it_is_revoked_and_one_for_once_until_it_is_used() -> None:
+    lasting = ev.GrantAdded(scope="session", rule_ids=("builtin.approve",), digests=("00",))
+    once = ev.GrantAdded(scope="once", rule_ids=("builtin.approve",), call_sha256="00", uses=1)
+    used = ev.PolicyDecided(verdict="allow", rule_ids=(), reason="", grant_ids=("gr_1", "gr_2"))
+    view, _ = folded(*BEGUN, Draft(lasting, "gr_1"), Draft(once, "gr_2"), requested(), Draft(used, "tc_1"))
+    assert [grant["grant_id"] for grant in view.grants] == ["gr_1"]
+    assert view.calls["tc_1"]["decided"]
+    view, _ = folded(*BEGUN, Draft(lasting, "gr_1"), Draft(ev.GrantRevoked(), "gr_1"))
+    assert view.grants == []
 
 
 def test_another_harnesses_content_makes_a_native_session_stale() -> None:

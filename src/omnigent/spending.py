@@ -42,6 +42,8 @@ class Spending:
         self._gate = gate
         self._append = append
         self._answer = answer
+        self._stopped: Model | None = None
+        """The call that was last not let out."""
 
     async def reserve(self, call: ModelCall) -> None:
         """Answer a gateway that holds a call, now or once a person has."""
@@ -121,6 +123,7 @@ class Spending:
         self._gate.set_timer()
 
     async def _stop(self, call: ModelCall, action: Model, verdict: Verdict) -> None:
+        self._stopped = action
         await self._append([self._draft(_decided(verdict, action), call.call_id)], ())
         if verdict.decision == "deny":
             self._refuse(call.call_id, "denied", verdict.reason)
@@ -129,9 +132,10 @@ class Spending:
         self._refuse(call.call_id, "paused", verdict.reason, cause=cause, rule_ids=list(verdict.rule_ids))
 
     async def still_stopped(self) -> str | None:
-        """Why even the cheapest call wouldn't be let out now; None if it would."""
+        """Why the call that was stopped (after a restart: even the cheapest) wouldn't be let out now; None if
+        it would."""
         view = self._view
-        action = Model(
+        action = self._stopped or Model(
             wire="", provider=view.provider or "", model=view.model or "", estimate_nanousd=0, bounded=True
         )
         spend = await self._house.log.spend(view.session_id, self._house.clock())

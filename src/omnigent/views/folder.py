@@ -416,8 +416,8 @@ class Folder:
             grant for grant in view.grants if grant["uses"] is None or grant["grant_id"] not in body.grant_ids
         ]
         if body.action is not None:
-            if body.verdict in ("deny", "pause"):
-                detail = f"A model call ({body.action.type}) was not let out: {body.reason}"
+            if body.verdict == "deny":  # a pause is told by the end of the turn
+                detail = f"A model call was refused: {body.reason}"
                 self._put("notice", self.event.id, code="model_call_stopped", level="warning", detail=detail)
             return
         self._put("tool_call", verdict=body.verdict, reason=body.reason, rule_ids=list(body.rule_ids))
