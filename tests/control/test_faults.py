@@ -275,6 +275,10 @@ def raising(call: policies.Call) -> None:
     raise Fault("the engine is broken")
 
 
+def always(*given: object) -> bool:
+    return True
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, about: Literal["tools", "models"], fault: Broken) -> None:
     """The engine fails for the calls of tools, or for those of the model."""
     works = engine.decide
@@ -303,6 +307,8 @@ async def test_an_engine_that_fails_is_doubt(
     """It asks, even where every ask would pass; where nobody can be asked it denies."""
     monkeypatch.setattr(deciding, "DECIDE_SECONDS", 1.0)
     spoil(monkeypatch, "tools", raising if fault == "raises" else hanging)
+    if fault == "hangs":  # only an operator's code can, and is kept from the server's own thread
+        monkeypatch.setattr(engine, "runs_foreign_code", always)
     async with open_room(tmp_path, WRITES, approvals) as room:
         await room.do("prompt", text="go")
         if approvals != "deny":
