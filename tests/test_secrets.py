@@ -274,4 +274,4 @@ def test_a_secret_cut_in_pieces_is_never_shown(parts: list[str], size: int) -> N
         shown += piece
         assert SECRET not in shown and len(held) <= len(text)
     assert shown + redactor.text(held) == redactor.text(text)
-    assert REDACTED in redactor.text(text) or SECRET not in text
+    assert "[redacted" in redactor.text(text) or SECRET not in text

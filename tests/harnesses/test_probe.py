@@ -43,7 +43,7 @@ VARIANTS = {
     ),
     "lies about a deny": ('outcome="denied", output=""', 'outcome="ok", output=""'),
     "runs nothing": (
-        'self.agent.tools.run(call["id"], call["name"], call["input"])',
+        'self.agent.tools.run(call["id"], call["name"], given)',
         '("ok", "", 0)',
     ),
     "ends early": ("return bool(calls) or self.take_steers([])", "return False"),

@@ -90,7 +90,7 @@ async def test_a_revoked_device_and_its_streams_end(served: Served) -> None:
         }
         assert device["token"] not in json.dumps(listed)
         assert (await served.ask("DELETE", f"/v1/devices/{device['id']}"))[0] == 204
-        assert (await theirs.until("end"))[-1][1] == {"reason": "revoked", "cursor": 1}
+        assert (await theirs.until("end"))[-1][1] == {"reason": "revoked", "cursor": 2}
         assert (await theirs.next())[0] == "closed"
         await served.ask("PATCH", f"/v1/sessions/{session['id']}", {"title": "goes on"})
         assert (await ours.until("event"))[-1][2] == "2"

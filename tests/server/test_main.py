@@ -65,7 +65,7 @@ def test_open_streams_hear_the_end(tmp_path: Path) -> None:
         told = b""
         while data := stream.read1():
             told += data
-        assert b'event: end\ndata: {"reason": "shutdown", "cursor": 1}' in told
+        assert b'event: end\ndata: {"reason": "shutdown", "cursor": 2}' in told
         assert process.wait(10) == 0
         connection.close()
 

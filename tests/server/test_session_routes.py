@@ -75,7 +75,7 @@ async def test_patch_and_delete(served: Served) -> None:
 
 async def test_pages_of_events_both_ways(served: Served) -> None:
     session_id = (await served.session())["id"]
-    await _titles(served, session_id, 6)
+    await _titles(served, session_id, 5)
     base = f"/v1/sessions/{session_id}/events"
 
     async def page(query: str) -> tuple[list[int], Any]:
@@ -85,15 +85,15 @@ async def test_pages_of_events_both_ways(served: Served) -> None:
 
     assert await page("limit=3") == (
         [1, 2, 3],
-        {"next_after": 3, "prev_before": None, "head_seq": 8, "has_more": True},
+        {"next_after": 3, "prev_before": None, "head_seq": 7, "has_more": True},
     )
     assert await page("after=3&limit=4") == (
         [4, 5, 6, 7],
-        {"next_after": 7, "prev_before": 4, "head_seq": 8, "has_more": False},
+        {"next_after": 7, "prev_before": 4, "head_seq": 7, "has_more": False},
     )
     assert await page("after=7") == (
         [],
-        {"next_after": 7, "prev_before": 8, "head_seq": 8, "has_more": False},
+        {"next_after": 7, "prev_before": 8, "head_seq": 7, "has_more": False},
     )
     assert (await page("tail=2"))[0] == [6, 7]
     assert (await page("tail=2"))[1]["prev_before"] == 6
@@ -206,13 +206,14 @@ async def test_problems(served: Served, method: str, path: str, status: int, cod
 async def test_fork(served: Served) -> None:
     parent = await served.session(title="p")
     await _titles(served, parent["id"], 3)
-    body = {"at_seq": 2, "workspace": str(served.workspace)}
+    body = {"at_seq": 3, "workspace": str(served.workspace)}
     status, fork = await served.ask("POST", f"/v1/sessions/{parent['id']}/fork", body, Idempotency_Key="f")
     assert status == 201
-    assert fork["forked_from"] == {"session_id": parent["id"], "seq": 2}
+    assert fork["forked_from"] == {"session_id": parent["id"], "seq": 3}
     _, page = await served.ask("GET", f"/v1/sessions/{fork['id']}/events")
     assert [event["kind"] for event in page["events"]] == [
         "session.created",
+        "policy.changed",
         "session.updated",
         "session.forked",
     ]
@@ -271,7 +272,7 @@ async def test_many_at_once_are_all_answered(served: Served) -> None:
         *(served.ask("PATCH", f"/v1/sessions/{session_id}", {"title": str(n)}) for n in range(40))
     )
     assert {status for status, _ in answers} == {200}
-    assert (await served.ask("GET", f"/v1/sessions/{session_id}"))[1]["last_seq"] == 41
+    assert (await served.ask("GET", f"/v1/sessions/{session_id}"))[1]["last_seq"] == 42
 
 
 def test_the_published_description_is_current() -> None:

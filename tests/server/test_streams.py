@@ -21,18 +21,19 @@ async def test_from_the_past_into_live(served: Served) -> None:
     session_id = (await served.session())["id"]
     await _title(served, session_id, "a")
     async with served.stream(f"/v1/sessions/{session_id}/events") as stream:
-        assert await stream.next() == ("hello", {"head_seq": 2, "session_id": session_id}, None)
-        first, second = await stream.next(), await stream.next()
+        assert await stream.next() == ("hello", {"head_seq": 3, "session_id": session_id}, None)
+        first, rules, second = [await stream.next() for _ in range(3)]
         assert (first[0], first[2], first[1]["kind"]) == ("event", "1", "session.created")
-        assert (second[2], second[1]["body"]["title"]) == ("2", "a")
+        assert (rules[2], rules[1]["kind"]) == ("2", "policy.changed")
+        assert (second[2], second[1]["body"]["title"]) == ("3", "a")
         await _title(served, session_id, "b")
         third = await stream.next()
-        assert (third[2], third[1]["body"]["title"]) == ("3", "b")
+        assert (third[2], third[1]["body"]["title"]) == ("4", "b")
         session = await served.sessions.get(session_id)
         await session.say([{"item_id": "msg_1", "stream": "text", "offset": 0, "text": "hé"}])
         delta = await stream.next()
         assert delta == ("delta", {"item_id": "msg_1", "stream": "text", "offset": 0, "text": "hé"}, None)
-    async with served.stream(f"/v1/sessions/{session_id}/events?after=3") as late:
+    async with served.stream(f"/v1/sessions/{session_id}/events?after=4") as late:
         assert [(await late.next())[0] for _ in range(2)] == ["hello", "delta"]
 
 
@@ -121,7 +122,7 @@ async def test_the_end_of_a_deleted_session(served: Served) -> None:
     async with served.stream(f"/v1/sessions/{session_id}/events") as stream:
         await stream.until("event")
         assert (await served.ask("DELETE", f"/v1/sessions/{session_id}"))[0] == 204
-        assert (await stream.until("end"))[-1][1] == {"reason": "deleted", "cursor": 1}
+        assert (await stream.until("end"))[-1][1] == {"reason": "deleted", "cursor": 2}
         assert (await stream.next())[0] == "closed"
 
 
@@ -131,7 +132,7 @@ async def test_the_end_of_the_server(served: Served) -> None:
     async with served.stream(path) as stream:
         await stream.until("event")
         served.app.state.room.streams.end("shutdown")
-        assert (await stream.until("end"))[-1][1] == {"reason": "shutdown", "cursor": 1}
+        assert (await stream.until("end"))[-1][1] == {"reason": "shutdown", "cursor": 2}
     async with served.stream(path) as late:
         assert (await late.until("end"))[-1][1]["reason"] == "shutdown"
 
@@ -140,7 +141,7 @@ async def test_comments_keep_a_quiet_stream_alive(served: Served, monkeypatch: p
     monkeypatch.setattr(streams, "PING_SECONDS", 0.05)
     session_id = (await served.session())["id"]
     async with served.stream(f"/v1/sessions/{session_id}/events") as stream:
-        assert len(await stream.until("comment")) == 3
+        assert len(await stream.until("comment")) == 4
         assert (await stream.next())[0] == "comment"
 
 
