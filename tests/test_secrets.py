@@ -17,7 +17,7 @@ from omnigent.config import Config, Key, parse_config
 from omnigent.errors import ConfigInvalid, Malformed, NotFound, ProviderMissing
 from omnigent.providers import Upstream
 from omnigent.runner.orders import secrets_of
-from omnigent.secrets import REDACTED, Redactor, known_secrets, read_key
+from omnigent.secrets import Redactor, known_secrets, read_key
 
 SECRET = "sk-0123456789"
 
