@@ -1,7 +1,7 @@
 """Which of these tests run on the real agents in CI, and which only when asked for (`./dev control`).
 
-Everything runs on the scripted agent. The matrix of verdicts and the faults run on the real ones in CI too; of
-the others those in which an agent of its own kind could make a difference.
+Everything runs on the scripted agent. The matrix of verdicts and the faults run on the real ones in CI too;
+of the others those in which an agent of its own kind could make a difference.
 """
 
 import pytest
