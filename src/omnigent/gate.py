@@ -198,6 +198,11 @@ class Gate:
         requested = ev.ApprovalRequested.model_validate(
             {name: data[name] for name in ev.ApprovalRequested.model_fields if name in data}
         )
+        if command.edited is not None and asked["detached"]:
+            raise Unprocessable(
+                "The agent of this call is gone: it can't be given another command.",
+                hint="Deny it with the command as the reason: the agent reads it.",
+            )
         if command.edited is not None:
             await self._check_edit(command.edited, requested)
         grant = command.grant
