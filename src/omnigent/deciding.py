@@ -38,6 +38,8 @@ class Judge:
         self._view = view
         self._loaded: str | None = None
         """The rules that are known to be compiled, by their digest."""
+        self._places: tuple[str, str, tuple[str, ...]] = ("", "", ())
+        """The workspace, the same with links resolved, and all that is the agent's own."""
 
     async def verdict(self, call: Call, spend: Mapping[CapScope, Spend] | None = None) -> Verdict:
         """The engine's verdict. What it raises, or that it takes too long, is doubt, and doubt asks; where
@@ -76,6 +78,10 @@ class Judge:
     def _setting(self, spend: Mapping[CapScope, Spend]) -> Setting:
         view, house = self._view, self._house
         at = house.clock()
+        if self._places[0] != view.workspace:
+            private, workspace = house.home / "run" / view.session_id, Path(view.workspace)
+            self._places = (view.workspace, str(workspace.resolve()), _own(workspace, private))
+        _, workspace, own = self._places
         return Setting(
             session_id=view.session_id,
             at=at,
@@ -83,9 +89,9 @@ class Judge:
             grants=[grant for grant in view.grants if grant["until"] is None or grant["until"] > at],
             spend=spend,
             budget_nanousd=view.budget_nanousd,
-            session=_session(view),
+            session=_session(view, workspace),
             protected=house.protected,
-            own=_own(Path(view.workspace), house.home / "run" / view.session_id),
+            own=own,
             api=house.api,
             pids=(os.getpid(),),
         )
@@ -135,8 +141,8 @@ def _own(*places: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(path) for place in places for path in (place, place.resolve())))
 
 
-def _session(view: SessionView) -> JSON:
+def _session(view: SessionView, workspace: str) -> JSON:
     """What rules may read of the session."""
     names = ("harness", "model", "provider", "workspace", "owner", "sandbox", "labels", "billing")
     facts: JSON = {"id": view.session_id, **{name: getattr(view, name) for name in names}}
-    return facts | {"workspace": str(Path(view.workspace).resolve())}
+    return facts | {"workspace": workspace}

@@ -389,7 +389,7 @@ class Folder:
                 view.calls[item_id] = {
                     "gated": body.gated,
                     "decided": not body.gated,
-                    "sha256": ev.sha256(ev.canonical(ev.encode_body(body)["actions"])),
+                    "sha256": ev.sha256(f"{body.tool}\0{body.raw}"),
                     "pos": self.event.tree_pos,
                 }
             case ev.ToolStarted():

@@ -54,8 +54,8 @@ class SessionView:
     steers: list[str] = field(default_factory=list[str])
     """Messages handed to the running turn and not yet acknowledged."""
     calls: dict[str, JSON] = field(default_factory=dict[str, JSON])
-    """Open tool calls by item id: whether gated, whether and how decided, the digest of its actions, and its
-    place in the tree (`pos`)."""
+    """Open tool calls by item id: whether gated, whether and how decided, the digest of the vendor's call,
+    and its place in the tree (`pos`)."""
     denials: dict[str, int] = field(default_factory=dict[str, int])
     """How often the open turn was denied a call of this digest."""
     texts: dict[str, str] = field(default_factory=dict[str, str])
