@@ -10,6 +10,7 @@ from typing import cast
 
 from omnigent import events as ev
 from omnigent.events import JSON, Draft
+from omnigent.harnesses import HARNESSES
 from omnigent.house import House
 from omnigent.metering import CapScope, Spend
 from omnigent.policies import engine
@@ -24,12 +25,6 @@ DECIDE_SECONDS = 5.0
 DOUBT = "builtin.doubt"
 _THREADS = ThreadPoolExecutor(8, "deciding")
 """Apart from the server's other work, which goes on when rules hang in all of them."""
-
-VENDORS = (
-    ".claude.json", ".claude/.credentials.json", ".claude/settings.json", ".claude/settings.local.json",
-    ".codex/auth.json", ".codex/config.toml", ".pi/agent/auth.json", ".pi/agent/settings.json",
-)  # fmt: skip
-"""Log-ins and settings of vendors, under a person's home."""
 
 
 class Judge:
@@ -133,7 +128,8 @@ async def _in_thread[**P, T](work: Callable[P, T], *given: P.args, **named: P.kw
 
 def protected(home: Path, person: Path) -> tuple[str, ...]:
     """What no agent may touch: Omnigent's home, and vendors' log-ins and settings."""
-    return tuple(str(path.resolve()) for path in (home, *(person / name for name in VENDORS)))
+    vendors = [person / name for row in HARNESSES.values() for name in row.person_files]
+    return tuple(str(path.resolve()) for path in (home, *vendors))
 
 
 def _own(*places: Path) -> tuple[str, ...]:

@@ -372,11 +372,34 @@ class HarnessRow:
     cls: str
     title: str
     aliases: tuple[str, ...] = field(default=())
+    person_files: tuple[str, ...] = field(default=())
+    """The vendor's log-in and settings under a person's home, which no agent may touch."""
 
 
 HARNESSES: dict[str, HarnessRow] = {
-    "claude-code": HarnessRow("omnigent.harnesses.claude_code", "ClaudeCode", "Claude Code", ("claude",)),
-    "codex": HarnessRow("omnigent.harnesses.codex", "Codex", "Codex"),
-    "pi": HarnessRow("omnigent.harnesses.pi", "Pi", "Pi"),
+    "claude-code": HarnessRow(
+        "omnigent.harnesses.claude_code",
+        "ClaudeCode",
+        "Claude Code",
+        ("claude",),
+        (
+            ".claude.json",
+            ".claude/.credentials.json",
+            ".claude/settings.json",
+            ".claude/settings.local.json",
+        ),
+    ),
+    "codex": HarnessRow(
+        "omnigent.harnesses.codex",
+        "Codex",
+        "Codex",
+        person_files=(".codex/auth.json", ".codex/config.toml"),
+    ),
+    "pi": HarnessRow(
+        "omnigent.harnesses.pi",
+        "Pi",
+        "Pi",
+        person_files=(".pi/agent/auth.json", ".pi/agent/settings.json"),
+    ),
     "scripted": HarnessRow("omnigent.harnesses.scripted", "Scripted", "Scripted agent"),
 }
