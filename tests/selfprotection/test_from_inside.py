@@ -15,7 +15,7 @@ import pytest
 from support import House, body_of, fresh_home, wait_for
 
 from omnigent import processes
-from omnigent.events import ToolCompleted
+from omnigent.events import PolicyDecided, ToolCompleted
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -259,15 +259,24 @@ def test_an_edited_database_is_found(house: House, harness: str) -> None:
     assert house.client().verify_audit(scene.attacker)["session"]["broken_at"] is None
 
 
-@pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("harness", HARNESSES)
-def test_a_killed_server_opens_nothing(house: House, harness: str, hidden: bool) -> None:
-    """The kill itself can't be kept from a process of the person's; it gains nothing."""
+def test_the_server_is_not_killed_by_its_number(house: House, harness: str) -> None:
+    scene = Scene(house, harness)
+    assert house.process is not None
+    scene.attack("KILL", f"kill -9 {house.process.pid}")
+    house.settled(scene.attacker, 60)
+    denied = body_of(house.await_kind(scene.attacker, "policy.decided"), PolicyDecided)
+    assert (denied.verdict, denied.rule_ids) == ("deny", ("builtin.protect",))
+    assert house.process.poll() is None
+
+
+@pytest.mark.parametrize("harness", HARNESSES)
+def test_a_killed_server_opens_nothing(house: House, harness: str) -> None:
+    """From inside a script the kill itself can't be kept from a process of the person's; it gains nothing."""
     scene = Scene(house, harness)
     assert house.process is not None
     server = house.process
-    kill = scene.script("kill.py", KILL, house.home) if hidden else f"kill -9 {server.pid}"
-    scene.attack("KILL", kill, ASKS)
+    scene.attack("KILL", scene.script("kill.py", KILL, house.home), ASKS)
     assert server.wait(60) == -9
     (house.home / "server.json").unlink(missing_ok=True)
     house.process = None
