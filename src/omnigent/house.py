@@ -50,16 +50,24 @@ class House:
     """Paths no agent may touch; see `deciding.protected`."""
     api: str = ""
     """host:port of our own API."""
-    _known: tuple[object, Redactor] | None = field(default=None, repr=False)
+    _known: tuple[object, list[str], Redactor] = field(default=(None, [], Redactor(())), repr=False)
 
     async def redactor(self) -> Redactor:
         """Takes out every secret known by the configuration as it is now."""
+        return (await self._secrets())[2]
+
+    async def known_secrets(self) -> list[str]:
+        """Their values, for a runner's own redactor: they travel on the link alone."""
+        return (await self._secrets())[1]
+
+    async def _secrets(self) -> tuple[object, list[str], Redactor]:
+        """Read anew when the configuration or the stored secrets changed: some come from programs."""
         config, kept = self.config, self.home / "secrets"
-        stamp = (id(config), kept.stat().st_mtime_ns if kept.is_dir() else 0)
-        if self._known is None or self._known[0] != stamp:
+        stamp = (config, kept.stat().st_mtime_ns if kept.is_dir() else 0)
+        if self._known[0] != stamp:
             known = await asyncio.to_thread(known_secrets, config, self.home, self.environ)
-            self._known = (stamp, Redactor(known))
-        return self._known[1]
+            self._known = (stamp, known, Redactor(known))
+        return self._known
 
     @property
     def config(self) -> Config:

@@ -10,7 +10,6 @@ from omnigent.history import History
 from omnigent.house import House
 from omnigent.providers import choose, payer, upstream
 from omnigent.registry import harness as find_harness
-from omnigent.secrets import known_secrets
 from omnigent.views import SessionView
 
 
@@ -30,7 +29,6 @@ async def launch_frame(
         history, dropped = carry.fit(await _history(house, view), choice.provider.context_tokens)
     epoch = await house.log.take_epoch(view.session_id)
     source = await asyncio.to_thread(upstream, choice.provider, house.home)
-    secrets = await asyncio.to_thread(known_secrets, house.config, house.home, house.environ)
     runner = house.config.runner
     return {
         "type": "launch",
@@ -42,7 +40,7 @@ async def launch_frame(
         "provider": choice.name,
         "billing": choice.provider.billing,
         "credential": payer(choice.provider),
-        "secrets": secrets,
+        "secrets": await house.known_secrets(),
         "model": choice.model,
         "workspace": view.workspace,
         "private": str(house.private(view.session_id, name)),
