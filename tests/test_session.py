@@ -696,7 +696,7 @@ async def test_an_agent_that_cannot_be_started_fails_the_turn(
 
 
 async def test_a_long_queue_of_failures_ends(busy: Talk) -> None:
-    for number in range(400):
+    for number in range(120):
         await busy.prompt(f"message {number}")
     busy.port.failure = Unprocessable("no key")
     await busy.say(ev.TurnFailed(code="agent_exited", detail="crash"))
