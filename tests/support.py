@@ -29,6 +29,9 @@ KEY = "test-key-0123456789"
 PRICE = {"input": 3.0, "output": 15.0}
 """USD per million tokens of the models that no price list knows."""
 
+EVERY_COMMAND_ASKS = "policies:\n  - {name: commands, use: approve, with: {exec: all}}\n"
+"""A session's own rule for tests in which a person is asked, whatever the command."""
+
 MODELS = {
     "scripted": ("messages", "scripted-1"),
     "claude-code": ("messages", "claude-sonnet-5"),
@@ -210,6 +213,17 @@ class House:
             return now if now["status"] == "idle" else None
 
         return wait_for(idle, seconds, f"{session_id} idle")
+
+    def at_rest(self, session_id: str, seconds: float = 30) -> JSON:
+        """The session once no turn is open. What a person was asked by an agent that is gone is given up."""
+
+        def rests() -> JSON | None:
+            now = self.session(session_id)
+            if now["status"] == "waiting" and now["turn"] is None:
+                self.client().command(session_id, "interrupt")
+            return now if now["status"] == "idle" else None
+
+        return wait_for(rests, seconds, f"{session_id} at rest")
 
     def events(self, session_id: str) -> list[Event]:
         """The whole log, its chain verified, its seqs dense."""

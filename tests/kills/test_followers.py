@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from support import House, fresh_home, wait_for
+from support import EVERY_COMMAND_ASKS, House, fresh_home, wait_for
 
 from omnigent.client import FrameParser
 
@@ -267,7 +267,7 @@ def restart(house: House) -> None:
 
 
 def test_all_followers_end_alike(house: House) -> None:
-    session_id = house.create("scripted", "HELLO")
+    session_id = house.create("scripted", "HELLO", policies=EVERY_COMMAND_ASKS)
     house.settled(session_id)
     with Door(house.port) as door, contextlib.ExitStack() as ends:
         heard_cut = Listener(house, session_id, door.port)
@@ -326,7 +326,7 @@ def shown(page: Page) -> list[tuple[str, str]]:
 
 
 def test_a_page_shows_the_same_after_restarts(house: House) -> None:
-    session_id = house.create("scripted", "HELLO")
+    session_id = house.create("scripted", "HELLO", policies=EVERY_COMMAND_ASKS)
     house.settled(session_id)
     token = (house.home / "token").read_text().strip()
     link = f"http://127.0.0.1:{house.port}/s/{session_id}#token={token}"

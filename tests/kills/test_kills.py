@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import House, body_of, fresh_home, submitted_text, wait_for
+from support import EVERY_COMMAND_ASKS, House, body_of, fresh_home, submitted_text, wait_for
 
 from omnigent import processes
 from omnigent.events import MessageFailed
@@ -95,7 +95,7 @@ def running_command(house: House, harness: str) -> str:
 
 
 def held_question(house: House, harness: str) -> str:
-    session_id = house.create(harness, "HELD please")
+    session_id = house.create(harness, "HELD please", policies=EVERY_COMMAND_ASKS)
     house.await_kind(session_id, "approval.requested")
     return session_id
 
@@ -189,7 +189,7 @@ def test_server_killed_for_good(hasty: House, harness: str, moment: Callable[[Ho
     assert lines(house, "late.txt") == 0
     assert lines(house, "held.txt") == 0
     house.restart()
-    house.settled(session_id, 15)
+    house.at_rest(session_id, 15)
     goes_on(house, session_id)
 
 
@@ -224,7 +224,7 @@ def test_runner_killed(house: House, harness: str, moment: Callable[[House, str]
     pid, _ = house.leases()[session_id]
     os.kill(pid, signal.SIGKILL)
     house.nothing_runs(session_id, 2)
-    settled = house.settled(session_id, 15)
+    settled = house.at_rest(session_id, 15)
     assert settled["last_turn"]["outcome"] == "failed"
     assert lines(house, "late.txt") == 0
     assert lines(house, "held.txt") == 0
@@ -241,7 +241,7 @@ def test_server_and_runner_killed(house: House, harness: str, moment: Callable[[
     os.kill(pid, signal.SIGKILL)
     house.nothing_runs(session_id, 2)
     house.restart()
-    settled = house.settled(session_id, 15)
+    settled = house.at_rest(session_id, 15)
     assert settled["last_turn"]["outcome"] == "failed"
     assert lines(house, "late.txt") == 0
     assert lines(house, "held.txt") == 0
@@ -257,7 +257,7 @@ def test_agent_killed(house: House, harness: str, moment: Callable[[House, str],
         if b"reaper.py" not in Path(f"/proc/{pid}/cmdline").read_bytes() and processes.alive(pid, start):
             os.kill(pid, signal.SIGKILL)
             break
-    settled = house.settled(session_id, 15)
+    settled = house.at_rest(session_id, 15)
     assert settled["last_turn"]["outcome"] == "failed", settled["last_turn"]
     house.nothing_runs(session_id, 5)
     assert lines(house, "late.txt") == 0

@@ -16,7 +16,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
-from support import House, body_of, fresh_home, submitted_text, wait_for
+from support import EVERY_COMMAND_ASKS, House, body_of, fresh_home, submitted_text, wait_for
 
 from omnigent import processes
 from omnigent.errors import Conflict
@@ -69,7 +69,9 @@ class Life:
         self.workspace.mkdir()
         self.prompt = f"LIFE {name}"
         self.began = time.monotonic()
-        self.id = house.create(harness, self.prompt, workspace=str(self.workspace))
+        self.id = house.create(
+            harness, self.prompt, workspace=str(self.workspace), policies=EVERY_COMMAND_ASKS
+        )
         self.struck_at: float | None = None
         self.phase = ""
         """What it was doing when it was struck."""
@@ -92,7 +94,11 @@ class Life:
 
     def _answer(self) -> None:
         inbox = self.client.inbox()
-        asked = [row["item"]["id"] for row in inbox if row["session_id"] == self.id]
+        items = [row["item"] for row in inbox if row["session_id"] == self.id]
+        if any(item.get("detached") for item in items):  # its agent is gone: given up
+            self.client.command(self.id, "interrupt")
+            return
+        asked = [item["id"] for item in items]
         if not asked:
             self._asked_at = None
             return
