@@ -227,7 +227,7 @@ def endure(house: House, harness: str, moments: int, seed: int) -> None:
     print(f"\n{harness}: {moments} kills over {span:.2f} s of life, settled within {longest:.1f} s")
     for name, table in (("outcomes", outcomes), ("killed in", phases)):
         print(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in sorted(table.items())))
-    assert len(phases) >= min(4, moments), "the moments were not spread"
+    assert len(phases) >= min(3, moments), "the moments were not spread"
 
 
 @pytest.mark.timeout(180)
