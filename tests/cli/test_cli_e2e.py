@@ -170,7 +170,7 @@ def test_print_gives_the_final_text_and_nothing_else(house: House) -> None:
     assert (ran.returncode, ran.stdout) == (0, "hello there\n")
     first, second = ran.stderr.splitlines()
     assert re.fullmatch(r"session ses_\w+  http://127\.0\.0\.1:\d+/s/ses_\w+", first)
-    assert second.startswith("sandbox: host (it runs as you) · billing: metered (secret lab)")
+    assert second.startswith("sandbox: host (it runs as you) · billing: metered (secret lab at 127.0.0.1:")
 
 
 def test_bare_omnigent_is_run_and_a_pipe_is_the_prompt(house: House) -> None:
