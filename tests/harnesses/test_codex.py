@@ -451,6 +451,7 @@ async def test_a_steer_goes_into_the_running_turn(tmp_path: Path, binary: Binary
 
 
 async def test_a_steer_that_was_never_taken_is_not_run_later(tmp_path: Path, binary: Binary) -> None:
+    """Codex may take the first one up as it is interrupted; then it says so, and it is told later."""
     async with codex(tmp_path, binary) as rig:
         await rig.open()
         hanging = await rig.start("hang")
@@ -459,10 +460,11 @@ async def test_a_steer_that_was_never_taken_is_not_run_later(tmp_path: Path, bin
         await rig.send(Interrupt())
         await rig.end(hanging)
         await rig.steer("too late")
-        assert [body.as_ for body in hanging.bodies(MessageDelivered)] == ["turn"]
+        taken = [body.as_ for body in hanging.bodies(MessageDelivered)]
         await rig.turn("hello")
         told = body_text(rig.requests()[-1])
-        assert "mind the gap" not in told and "too late" not in told
+        assert taken == (["turn", "steer"] if "mind the gap" in told else ["turn"])
+        assert "too late" not in told
 
 
 async def test_a_question_of_the_agent(tmp_path: Path, binary: Binary) -> None:
