@@ -797,7 +797,7 @@ async def test_a_late_word_of_a_runners_end_does_not_touch_the_next(busy: Talk) 
     await busy.completes()
     epoch = busy.port.launches[-1]["epoch"]
     busy.port.now = "none"
-    busy.session._ready = False  # pyright: ignore[reportPrivateUsage] - as after its harness.exited
+    busy.session._driver.ready = False  # pyright: ignore[reportPrivateUsage] - as after its harness.exited
     await busy.prompt("second")
     await busy.session.gone(epoch)
     assert busy.view.turn is not None

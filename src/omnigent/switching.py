@@ -1,4 +1,4 @@
-"""A change of harness or model: where it leads, and what the log says of it. `session.py` carries it out."""
+"""A change of harness or model: where it leads, and what the log says of it. `driving.py` carries it out."""
 
 from omnigent import commands
 from omnigent import events as ev

@@ -10,18 +10,18 @@ from pathlib import Path
 
 from omnigent.cli import local, naming
 from omnigent.cli.parser import Parser, add_json, add_session
+from omnigent.cli.saving import add_output, save
 from omnigent.cli.table import OK
 from omnigent.cli.talk import out, out_json, tell
 from omnigent.client import Client
-from omnigent.errors import Conflict, Malformed, NotFound
+from omnigent.errors import NotFound
 
 
 def configure(name: str, parser: Parser) -> None:
     if name == "export":
         parser.example = "omnigent export @last -o session.zip"
         add_session(parser)
-        parser.add_argument("-o", "--output", metavar="FILE", help="`-` is stdout (default: SESSION.zip)")
-        parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
+        add_output(parser, "`-` is stdout (default: SESSION.zip)")
         parser.set_defaults(call=export)
     else:
         parser.example = "omnigent import session.zip"
@@ -33,23 +33,10 @@ def configure(name: str, parser: Parser) -> None:
 def export(options: argparse.Namespace) -> int:
     client = local.connect()
     session_id = naming.find(client, options.session)
-    archive = client.export(session_id)
-    if options.output == "-":
-        sys.stdout.buffer.write(archive)
-        sys.stdout.buffer.flush()
-        return OK
-    path = Path(options.output or f"{session_id}.zip")
-    try:
-        with path.open("wb" if options.force else "xb") as opened:
-            opened.write(archive)
-    except FileExistsError as error:
-        raise Conflict(f"{path} is there already.", hint="Overwrite it with --force.") from error
-    except OSError as error:
-        raise Malformed(
-            f"{path} can't be written: {error.strerror}.", hint="Name another file with -o."
-        ) from error
-    out(str(path))
-    tell(f"{len(archive):,} bytes")
+    path = options.output or f"{session_id}.zip"
+    save(client.export(session_id), path, force=options.force)
+    if path != "-":
+        out(path)
     return OK
 
 

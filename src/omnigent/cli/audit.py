@@ -1,15 +1,14 @@
 """`omnigent audit verify|export`: whether a session's logs are whole, and all of what they say."""
 
 import argparse
-import sys
-from pathlib import Path
 
 from omnigent.cli import local, naming
 from omnigent.cli.parser import Parser, add_json, add_session
+from omnigent.cli.saving import add_output, save
 from omnigent.cli.table import FAILED, OK
-from omnigent.cli.talk import out, out_json, tell
+from omnigent.cli.talk import out, out_json
 from omnigent.client import JSON, Client
-from omnigent.errors import Conflict, Malformed
+from omnigent.errors import Malformed
 
 HOUSE = "org_local"
 
@@ -30,8 +29,7 @@ def configure(name: str, parser: Parser) -> None:
     export_ = verbs.add_parser("export", help="both logs as JSON lines")
     export_.example = "omnigent audit export @last | jq 'select(.log == \"audit\") .event.body'"
     _add_stream(export_)
-    export_.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
-    export_.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    add_output(export_, "default: stdout")
     export_.set_defaults(call=export)
 
 
@@ -73,19 +71,5 @@ def chain_line(chain: JSON | None) -> str:
 def export(options: argparse.Namespace) -> int:
     client = local.connect()
     data = client.audit(_stream(client, options))
-    if options.output in (None, "-"):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return OK
-    path = Path(options.output)
-    try:
-        with path.open("wb" if options.force else "xb") as opened:
-            opened.write(data)
-    except FileExistsError as error:
-        raise Conflict(f"{path} is there already.", hint="Overwrite it with --force.") from error
-    except OSError as error:
-        raise Malformed(
-            f"{path} can't be written: {error.strerror}.", hint="Name another file with -o."
-        ) from error
-    tell(f"{path}: {len(data):,} bytes")
+    save(data, options.output or "-", force=options.force)
     return OK

@@ -204,62 +204,61 @@ def call_of(event: Event) -> str | None:
     return body.call_id if isinstance(body, ev.UsageReserved | ev.UsageReported) else None
 
 
-def _reserved(account: Account, event: Event, body: ev.UsageReserved) -> Entry:
+def _opened(account: Account, event: Event, call_id: str) -> Entry:
+    """The entry of a call that nothing is known of yet but whose it is."""
     return Entry(
         session_id=event.session_id,
-        call_id=body.call_id,
+        call_id=call_id,
         root_id=event.root_id,
         family=account.family,
         owner=account.owner,
         project=account.project,
-        provider=body.provider or account.provider,
+        provider=account.provider,
         credential=account.credential,
-        model=body.model,
+        model=account.model,
         harness=account.harness,
         at=event.at,
         day_utc=day_of(event.at),
         billing=account.billing,
         source="gateway",
-        input_tokens=body.input_tokens,
+        input_tokens=0,
         cache_read_tokens=0,
         cache_write_tokens=0,
         cache_write_1h_tokens=0,
-        output_tokens=body.max_output_tokens or 0,
+        output_tokens=0,
         reasoning_tokens=0,
-        nano_usd=body.estimate_nanousd,
-        basis="unknown" if body.estimate_nanousd is None else "estimate",
+        nano_usd=None,
+        basis="unknown",
         outcome="",
         state="reserved",
     )
 
 
-def _settled(account: Account, event: Event, body: ev.UsageReported, known: Entry | None) -> Entry:
-    at = event.at if known is None else known.at
-    return Entry(
-        session_id=event.session_id,
-        call_id=body.call_id,
-        root_id=event.root_id,
-        family=account.family,
-        owner=account.owner,
-        project=account.project,
-        provider=body.provider or (known.provider if known else account.provider),
-        credential=body.credential or (known.credential if known else account.credential),
-        model=body.model or (known.model if known else account.model),
-        harness=body.harness or (known.harness if known else account.harness),
-        at=at,
-        day_utc=day_of(at),
-        billing=body.billing if body.billing != "unknown" else known.billing if known else account.billing,
-        source=body.source,
+def _reserved(account: Account, event: Event, body: ev.UsageReserved) -> Entry:
+    return _opened(account, event, body.call_id)._replace(
+        provider=body.provider or account.provider,
+        model=body.model,
         input_tokens=body.input_tokens,
-        cache_read_tokens=body.cache_read_tokens,
-        cache_write_tokens=body.cache_write_tokens,
-        cache_write_1h_tokens=body.cache_write_1h_tokens,
-        output_tokens=body.output_tokens,
-        reasoning_tokens=body.reasoning_tokens,
+        output_tokens=body.max_output_tokens or 0,
+        nano_usd=body.estimate_nanousd,
+        basis="unknown" if body.estimate_nanousd is None else "estimate",
+    )
+
+
+def _settled(account: Account, event: Event, body: ev.UsageReported, known: Entry | None) -> Entry:
+    entry = known or _opened(account, event, body.call_id)
+    return entry._replace(
+        provider=body.provider or entry.provider,
+        credential=body.credential or entry.credential,
+        model=body.model or entry.model,
+        harness=body.harness or entry.harness,
+        billing=entry.billing if body.billing == "unknown" else body.billing,
+        source=body.source,
         nano_usd=body.cost_nanousd,
         basis=body.basis,
         outcome=body.outcome,
         state="settled",
+        **{name: getattr(body, name) for name in TOKENS},
     )
 
 
