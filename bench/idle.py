@@ -5,7 +5,7 @@ import time
 
 from http_calls import Connection
 from measure import Figure
-from servers import OurServer, cpu_seconds, resident_mb, scratch, until
+from servers import OurServer, cpu_seconds, resident_mb, scratch
 
 MOST_CPU = 1.0
 """Per cent of one core."""
@@ -22,7 +22,7 @@ def measure_idle(quick: bool) -> list[Figure]:
             server.fill(sessions)
             server.start()
             try:
-                until(lambda: server.connected_runners() > 0, 30, "the warm runner", 0.05)  # noqa: B023
+                server.warm()
                 connection = server.connect()
                 _look_at_all(connection, sessions)
                 connection.close()
@@ -52,8 +52,7 @@ def _idle(server: OurServer, sessions: int, window: float) -> list[Figure]:
             f"{who}: memory", "", f"{memory:.0f} MB", "", f"< {MOST_MB:g} MB", memory < MOST_MB, blocks=True
         ),
     ]
-    for pid in server.runner_pids():
-        used = cpu_seconds(pid)
-        text = f"{resident_mb(pid):.0f} MB, {used:.2f} s of CPU to start"
-        figures.append(Figure("its warm spare runner (a process of its own)", "", text, "", ""))
+    if (pid := server.spawner()) is not None:
+        text = f"{resident_mb(pid):.0f} MB, {cpu_seconds(pid):.2f} s of CPU to start"
+        figures.append(Figure("what its runners are forked from (a process of its own)", "", text, "", ""))
     return figures

@@ -25,8 +25,7 @@ CAUSES = {
         "that takes time the second commit is hidden behind it."
     ),
     "cold first token": (
-        "the agent's own start is most of it and takes a whole core; beside it run the runner's launch and, "
-        "up to 2 s later, the start of the next spare runner."
+        "the agent's own start is most of it and takes a whole core; beside it runs the runner's launch."
     ),
     "log: fork in the middle": (
         "the view at the cut is folded on from the nearest kept one, up to 64 events or some 2 ms of "

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -199,21 +200,20 @@ class OurServer(Server):
             )
         )
 
-    def connected_runners(self) -> int:
-        """Runners that are up and on the link."""
-        path = str(self.home / "run" / "link.sock")
-        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-        connected = "03"
-        return sum(1 for row in rows if len(row) == 8 and row[7] == path and row[5] == connected)
+    def warm(self) -> None:
+        """Wait until no session has a runner, and what runners are forked from has imported everything."""
+        until(lambda: not self.leases() and self.spawner() is not None, 30, "a server ready to start", 0.05)
 
-    def runner_pids(self) -> list[int]:
-        found: list[int] = []
+    def spawner(self) -> int | None:
+        """What runners are forked from, once it waits for work: it ignores SIGCHLD from then on."""
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or parent_of(int(entry.name)) != self.pid:
                 continue
             if b"omnigent.runner" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        return found
+                status = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
+                ready = int(status["SigIgn"], 16) >> (signal.SIGCHLD - 1) & 1
+                return int(entry.name) if ready else None
+        return None
 
     def leases(self) -> int:
         """Sessions that have a runner."""

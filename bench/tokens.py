@@ -177,7 +177,7 @@ class Through:
 
     @classmethod
     async def open(cls, name: str, server: OurServer) -> "Through":
-        """A session that has no agent yet; a runner waits for one, as it does on a server in use."""
+        """A session that has no agent yet, on a server that is ready to start one."""
         caller = await dial(server.port)
         connection = server.connect()
         body = {
@@ -190,11 +190,7 @@ class Through:
         connection.close()
         through = cls(server, session, caller)
         through._follower = await follow(server.port, server.token, session, 1, through._look)
-        limit = time.monotonic() + 30
-        while server.leases() or server.connected_runners() != 1:
-            if time.monotonic() > limit:
-                raise TimeoutError("no runner was warm within 30 s")
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(server.warm)
         return through
 
     def _look(self, data: bytes, at: float) -> None:

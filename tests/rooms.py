@@ -128,6 +128,13 @@ class Room:
         (lease,) = await self.log.leases()
         return lease.pid, lease.pid_started
 
+    @property
+    def spawner(self) -> int:
+        """What runners are forked from. Fails if there is none."""
+        pid = self.hub._spawner.pid  # pyright: ignore[reportPrivateUsage] - who else would know
+        assert pid is not None
+        return pid
+
     async def agent(self) -> list[processes.Process]:
         """What carries the session's marker."""
         (lease,) = await self.log.leases()

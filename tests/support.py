@@ -51,11 +51,12 @@ def agent_binary(name: str, version: str) -> Binary:
 
 
 def wait_for[T](look: Callable[[], T | None], seconds: float, what: str) -> T:
-    """The first truthy answer of `look`. Fails after `seconds`."""
-    limit = time.monotonic() + seconds
+    """The first truthy answer of `look`, which is asked less and less often. Fails after `seconds`."""
+    limit, pause = time.monotonic() + seconds, 0.02
     while not (found := look()):
         assert time.monotonic() < limit, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(pause * 1.2, 0.15)
     return found
 
 

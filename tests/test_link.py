@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from omnigent import events as ev
 from omnigent import frames, processes
 from omnigent.errors import HomeUnusable
 from omnigent.events import JSON, Draft
-from omnigent.ids import now
 from omnigent.link import LONGEST_SOCKET_PATH, RunnerHub, _draft, socket_path  # pyright: ignore[reportPrivateUsage]
+from omnigent.testing.harness_rig import parent_of
 
 pytestmark = pytest.mark.anyio
 
@@ -106,26 +108,62 @@ def test_a_draft_survives_its_frame() -> None:
     assert frames.unpack_draft(frames.pack_draft(draft, agent=False), "pi", "run_1").actor == ev.SYSTEM
 
 
-async def test_a_warm_runner_is_the_next_sessions(tmp_path: Path) -> None:
+async def test_runners_come_from_one_warm_process(tmp_path: Path) -> None:
     async with open_room(tmp_path, plays({"text": "hi"})) as room:
         await room.hub.warm()
-        spare = room.hub._spare  # pyright: ignore[reportPrivateUsage] - who else would know
-        assert spare is not None
-        await eventually(lambda: spare.writer is not None, "the spare's hello")
-        assert room.hub.live() == []
+        spawner = room.spawner
         await room.do("prompt", text="go")
         await room.until("turn.completed")
-        assert (await room.runner())[0] == spare.pid
+        pid, _ = await room.runner()
+        assert parent_of(pid) == room.spawner == spawner
+        assert os.getsid(pid) == pid
+        handles = [str(Path(f"/proc/{pid}/fd/{n}").readlink()) for n in (0, 1)]
+        assert handles == [os.devnull, str(room.home / "logs" / "runner.log")]
 
 
-async def test_a_spare_goes_with_its_server(tmp_path: Path) -> None:
+async def test_runners_outlive_what_forked_them(tmp_path: Path) -> None:
+    async with open_room(tmp_path, plays({"text": "hi"})) as room:
+        await room.do("prompt", text="go")
+        await room.until("turn.completed")
+        before, runner = room.spawner, await room.runner()
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: not _runs(before), "the spawner's end")
+        await room.do("prompt", text="again")
+        await room.until("turn.completed", 2)
+        assert await room.runner() == runner
+        await room.hub.warm()
+        assert room.spawner != before
+
+
+async def test_what_forks_runners_goes_with_its_server(tmp_path: Path) -> None:
     async with open_room(tmp_path, plays()) as room:
         await room.hub.warm()
-        spare = room.hub._spare  # pyright: ignore[reportPrivateUsage] - who else would know
-        assert spare is not None
-        await eventually(lambda: spare.writer is not None, "the spare's hello")
-        room.hub.cool()
-        await eventually(lambda: not spare.alive(), "the spare's end")
+        pid = room.spawner
+        await room.hub.cool()
+        assert not _runs(pid)
+        await room.hub.warm()
+        pid = room.spawner
+        await room.leave()
+        assert not _runs(pid)
+        await room.come_back()
+
+
+async def test_a_runner_that_cannot_be_made_fails_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_room(tmp_path, plays({"text": "hi"})) as room:
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/bin/false")
+            await room.do("prompt", text="go")
+        failed = (await room.until("turn.failed")).body
+        assert isinstance(failed, ev.TurnFailed) and failed.code == "start_failed"
+        assert "runner.log" in failed.detail
+        await room.do("prompt", text="again")
+        await room.until("turn.completed")
+
+
+def _runs(pid: int) -> bool:
+    return processes.start_time(pid) is not None
 
 
 async def test_the_runner_of_a_deleted_session_ends(tmp_path: Path) -> None:
@@ -142,16 +180,11 @@ async def test_the_runner_of_a_deleted_session_ends(tmp_path: Path) -> None:
 async def test_a_runner_whose_launch_was_lost_with_its_server_ends(tmp_path: Path) -> None:
     """Killed between lease and launch: the lease names a runner that doesn't know its session."""
     async with open_room(tmp_path, plays()) as room:
-        await room.hub.warm()
-        spare = room.hub._spare  # pyright: ignore[reportPrivateUsage] - who else would know
-        assert spare is not None
-        await eventually(lambda: spare.writer is not None, "the spare's hello")
-        assert await answer(socket_path(room.home), hello(token="x", pid=spare.pid)) == {"type": "fenced"}
+        room.hub._write = lambda handle, frame: None  # pyright: ignore[reportPrivateUsage]
         frame = {"epoch": await room.log.take_epoch(SESSION), "run": "run_1", "harness": "scripted"}
-        spare_writer, spare.writer = spare.writer, None
         await room.hub.launch(SESSION, frame)
-        spare.writer, room.hub._spare = spare_writer, None  # pyright: ignore[reportPrivateUsage]
+        runner = await room.runner()
+        assert await answer(socket_path(room.home), hello(token="x", pid=runner[0])) == {"type": "fenced"}
         await room.leave()
         await room.come_back()
-        await eventually(lambda: not spare.alive(), "the unbound runner's end")
-        assert now() > 0
+        await eventually(lambda: not processes.alive(*runner), "the unbound runner's end")

@@ -37,7 +37,7 @@ async def test_a_launch_that_cannot_be_read_fails_the_start_with_a_word(
 
     async with open_room(tmp_path, plays({"text": "Hello."})) as room:
         with monkeypatch.context() as patch:
-            patch.setattr("omnigent.session.launch_frame", of_another_version)
+            patch.setattr("omnigent.driving.launch_frame", of_another_version)
             await room.do("prompt", text="first")
             failed = (await room.until("turn.failed")).body
         assert isinstance(failed, TurnFailed)

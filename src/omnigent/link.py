@@ -8,11 +8,9 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import secrets
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,11 +21,11 @@ from pydantic import ValidationError
 
 from omnigent import frames, processes
 from omnigent.blobs import Blobs
-from omnigent.config import child_environment
 from omnigent.errors import Fenced, Gap, HomeUnusable, NotFound, OmnigentError
 from omnigent.events import JSON, Draft, NoticeRaised, canonical, encode_body
 from omnigent.log import Lease, Log
 from omnigent.metering import ModelCall
+from omnigent.spawning import Spawner
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +69,11 @@ class _Handle:
     """Sent at every hello until the runner has said something as this session's."""
     writer: asyncio.StreamWriter | None = None
     heard_at: float = 0.0
-    process: asyncio.subprocess.Process | None = None
     quiet: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while it isn't connected and all it said is stored."""
 
     def __post_init__(self) -> None:
         self.quiet.set()
-
-    def alive(self) -> bool:
-        return processes.alive(self.pid, self.pid_started)
 
 
 class RunnerHub:
@@ -89,13 +83,14 @@ class RunnerHub:
         self._home = home
         self._log = log
         self._blobs = blobs
-        self._environ = environ
+        self._spawner = Spawner(home, environ)
+        self._spawning = asyncio.Lock()
+        """Held until a new runner is known here: it may say hello before we are told of it."""
         self._listen = listen
         self._path = socket_path(home)
         self._by_session: dict[str, _Handle] = {}
         self._by_token: dict[str, _Handle] = {}
         self._server: asyncio.Server | None = None
-        self._spare: _Handle | None = None
         self._loop = asyncio.get_running_loop()
         self._closing = False
         self._nobody = asyncio.Event()
@@ -131,9 +126,7 @@ class RunnerHub:
         for handle in self._by_token.values():
             if handle.writer is not None:
                 handle.writer.close()
-        if self._spare is not None and self._spare.process is not None:
-            self._spare.process.terminate()
-            await self._spare.process.wait()
+        await self._spawner.cool()
 
     # What a session asks of us.
 
@@ -163,10 +156,7 @@ class RunnerHub:
             handle.writer.write(frames.pack(frame))
 
     async def launch(self, session_id: str, frame: JSON) -> None:
-        handle = self._spare
-        self._spare = None
-        if handle is None or not handle.alive():
-            handle = await self._spawn()
+        handle = await self._spawn()
         lease = Lease(
             session_id, frame["epoch"], frame["run"], handle.pid, handle.pid_started, handle.token_sha256
         )
@@ -178,37 +168,21 @@ class RunnerHub:
         self._write(handle, frame)
 
     async def warm(self) -> None:
-        """Have one unbound runner ready, so that the next agent starts without waiting for ours."""
-        if self._spare is None and not self._closing:
-            self._spare = await self._spawn()
+        """Have ready what the next runner comes from, so that its agent starts without waiting for ours."""
+        if not self._closing:
+            await self._spawner.warm()
 
-    def cool(self) -> None:
-        """Let the spare go."""
-        if self._spare is not None and self._spare.process is not None:
-            self._spare.process.terminate()
-        self._spare = None
+    async def cool(self) -> None:
+        """Let that go."""
+        await self._spawner.cool()
 
     async def _spawn(self) -> _Handle:
         token = secrets.token_urlsafe(32)
-        logs = self._home / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
-        with (logs / "runner.log").open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "omnigent.runner",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=child_environment(self._environ),
-                start_new_session=True,
-            )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps({"socket": str(self._path), "token": token}).encode() + b"\n")
-        started = processes.start_time(process.pid) or 0
         digest = hashlib.sha256(token.encode()).hexdigest()
-        handle = _Handle(process.pid, started, digest, process=process, heard_at=self._loop.time())
-        self._by_token[digest] = handle
+        async with self._spawning:
+            pid, started = await self._spawner.spawn({"socket": str(self._path), "token": token})
+            handle = _Handle(pid, started, digest, heard_at=self._loop.time())
+            self._by_token[digest] = handle
         self._watch(handle)
         return handle
 
@@ -216,7 +190,8 @@ class RunnerHub:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hello = await frames.read_frame(reader)
-        handle = self._known(hello)
+        async with self._spawning:
+            handle = self._known(hello)
         if hello is None or handle is None:
             writer.write(frames.pack({"type": "fenced"}))
             writer.close()
@@ -322,14 +297,9 @@ class RunnerHub:
 
     async def _wait(self, handle: _Handle) -> None:
         """Until the process has ended and its connection is read to the end; then tell its session."""
-        if handle.process is not None:
-            await handle.process.wait()
-        else:
-            await _end_of(handle.pid, handle.pid_started)
+        await _end_of(handle.pid, handle.pid_started)
         await handle.quiet.wait()
         self._by_token.pop(handle.token_sha256, None)
-        if handle is self._spare:
-            self._spare = None
         lease = handle.lease
         if lease is None or self._closing:
             return
@@ -363,7 +333,7 @@ def _model_call(raw: JSON) -> ModelCall:
 
 
 async def _end_of(pid: int, started: int) -> None:
-    """Until a process that isn't our child has ended."""
+    """Until a process has ended. None is our child: an earlier server, or the spawner, started it."""
     loop = asyncio.get_running_loop()
     if hasattr(os, "pidfd_open"):
         try:

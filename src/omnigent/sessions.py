@@ -444,7 +444,7 @@ class Sessions:
             if live:
                 busy_at = loop.time()
             if loop.time() - busy_at > self._settings.start.runner.idle_seconds:
-                self.hub.cool()
+                await self.hub.cool()
             else:
                 await self.hub.warm()
             for session_id, task in list(self._open.items()):

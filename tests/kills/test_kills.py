@@ -20,9 +20,11 @@ from omnigent.testing.scripted_model import history_of
 HARNESSES = ["scripted", "claude-code", "codex", "pi"]
 SECONDS_OF_COMMAND = 20
 SLOW_PROGRAM = f"""
-import time
+import os, time
 open("begun.txt", "a").write("x")
-time.sleep({SECONDS_OF_COMMAND})
+end = time.monotonic() + {SECONDS_OF_COMMAND}
+while time.monotonic() < end and not os.path.exists("end.txt"):
+    time.sleep(0.05)
 open("late.txt", "a").write("x")
 """
 SLOW = "python3 slow.py"
@@ -72,8 +74,8 @@ def house() -> Iterator[House]:
 
 @pytest.fixture
 def hasty() -> Iterator[House]:
-    """A house whose runners wait 5 s for their server."""
-    yield from _open_house("grace", 5)
+    """A house whose runners wait 2 s for their server."""
+    yield from _open_house("grace", 2)
 
 
 def begun(house: House) -> bool:
@@ -155,10 +157,11 @@ def test_server_killed_and_back(house: House, harness: str, moment: Callable[[Ho
     turn = house.session(session_id)["turn"]
     assert turn is not None
     house.kill()
-    time.sleep(1)  # the outage itself
+    time.sleep(0.5)  # the outage itself
     house.restart()
     if moment is held_question:
         house.approve(session_id)
+    (house.workspace / "end.txt").touch()
     settled = house.settled(session_id, 60)
     assert settled["last_turn"] == {"id": turn["id"], "outcome": "completed"}
     if agents:
