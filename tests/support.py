@@ -103,6 +103,8 @@ class House:
         self.process: subprocess.Popen[bytes] | None = None
         self._write_config(grace_seconds, runner)
         self._clients: list[Client] = []
+        self._begun = 0
+        """So many model calls were seen before this test."""
 
     def _write_config(self, grace_seconds: float, runner: dict[str, float]) -> None:
         url, key = self.model.url, {"env": "LAB_KEY"}
@@ -185,6 +187,20 @@ class House:
         self._running.__exit__(None, None, None)
         if "OMNIGENT_KEEP_HOMES" not in os.environ:
             shutil.rmtree(self.home, ignore_errors=True)
+
+    def begin(self, script: JSON) -> None:
+        """Ready for the next test on this server: no session, an untouched workspace, another script."""
+        if self.process is None:
+            self.start()
+        client = self.client()
+        for session in list(client.sessions()):
+            client.command(session["id"], "stop")
+            self.settled(session["id"])
+            client.delete(session["id"])
+            self.nothing_runs(session["id"], 20)
+        subprocess.run(("git", "-C", str(self.workspace), "clean", "-fdxq"), check=True)
+        self.model.set_script(script)
+        self._begun = len(self.model.requests)
 
     # The API.
 
@@ -290,7 +306,7 @@ class House:
 
     def model_calls(self, text: str) -> list[RecordedRequest]:
         """The model calls whose newest prompt holds `text`."""
-        return [request for request in self.model.requests if text in request.prompt]
+        return [request for request in self.model.requests[self._begun :] if text in request.prompt]
 
 
 def fresh_home(name: str) -> Path:

@@ -59,23 +59,37 @@ SCRIPT = {
 
 def _open_house(name: str, grace_seconds: float) -> Iterator[House]:
     house = House(fresh_home(name), SCRIPT, grace_seconds=grace_seconds)
-    (house.workspace / "slow.py").write_text(SLOW_PROGRAM)
     try:
-        house.start()
         yield house
     finally:
         house.close()
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
+@pytest.fixture(scope="module")
+def patient_house() -> Iterator[House]:
     yield from _open_house("kills", 60)
 
 
-@pytest.fixture
-def hasty() -> Iterator[House]:
-    """A house whose runners wait 2 s for their server."""
+@pytest.fixture(scope="module")
+def hasty_house() -> Iterator[House]:
     yield from _open_house("grace", 2)
+
+
+def _begin(house: House) -> House:
+    house.begin(SCRIPT)
+    (house.workspace / "slow.py").write_text(SLOW_PROGRAM)
+    return house
+
+
+@pytest.fixture
+def house(patient_house: House) -> House:
+    return _begin(patient_house)
+
+
+@pytest.fixture
+def hasty(hasty_house: House) -> House:
+    """A house whose runners wait 2 s for their server."""
+    return _begin(hasty_house)
 
 
 def begun(house: House) -> bool:

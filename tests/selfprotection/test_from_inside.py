@@ -9,7 +9,8 @@ the same open approval. SECURITY.md has the table.
 import json
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import pytest
 from support import House, body_of, fresh_home, wait_for
@@ -156,14 +157,33 @@ class Scene:
         assert not (self.house.workspace / "published.txt").exists()
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
+@contextmanager
+def open_house() -> Generator[House]:
     found = House(fresh_home("inside"), {"turns": []})
     try:
-        found.start()
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Generator[House]:
+    with open_house() as house:
+        yield house
+
+
+@pytest.fixture
+def house(shared: House) -> House:
+    shared.begin({"turns": []})
+    return shared
+
+
+@pytest.fixture
+def own_house() -> Generator[House]:
+    """For attacks on what all sessions of a server share: its files and its database."""
+    with open_house() as house:
+        house.start()
+        yield house
 
 
 @pytest.mark.parametrize("harness", HARNESSES)
@@ -224,7 +244,8 @@ def test_direct_commands_are_denied_or_asked(house: House, harness: str) -> None
 
 
 @pytest.mark.parametrize("harness", HARNESSES)
-def test_files_of_rules_change_nothing(house: House, harness: str) -> None:
+def test_files_of_rules_change_nothing(own_house: House, harness: str) -> None:
+    house = own_house
     scene = Scene(house, harness)
     scene.attack("FILES", scene.script("loosen.py", BY_FILE, house.home), ASKS)
 
@@ -244,7 +265,8 @@ def test_files_of_rules_change_nothing(house: House, harness: str) -> None:
 
 
 @pytest.mark.parametrize("harness", HARNESSES)
-def test_an_edited_database_is_found(house: House, harness: str) -> None:
+def test_an_edited_database_is_found(own_house: House, harness: str) -> None:
+    house = own_house
     scene = Scene(house, harness)
     assert house.client().verify_audit(scene.target)["session"]["broken_at"] is None
     scene.attack("EDIT", scene.script("edit.py", EDIT, house.home, scene.target))

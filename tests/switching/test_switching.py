@@ -53,14 +53,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 by_pair = pytest.mark.parametrize(("source", "target"), list(permutations(AGENTS, 2)))
 
 
-@pytest.fixture
-def house() -> Iterator[House]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[House]:
     house = House(fresh_home("switching"), SCRIPT)
     try:
-        house.start()
         yield house
     finally:
         house.close()
+
+
+@pytest.fixture
+def house(shared: House) -> House:
+    shared.begin(SCRIPT)
+    return shared
 
 
 def turn(house: House, session_id: str, text: str, **more: Any) -> RecordedRequest:
