@@ -1,8 +1,13 @@
 """Fixtures every test may use, and which tests are slow. One async backend: asyncio."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) == signal.SIG_IGN:  # by nohup or a background job: programs would inherit it
+        signal.signal(_number, _handler)
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 REAL_AGENTS = {"binary", "newest", "lab", "agents_home"}
