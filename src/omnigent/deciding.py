@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ from omnigent.house import House
 from omnigent.metering import CapScope, Spend
 from omnigent.policies import engine
 from omnigent.policies.contract import Asked, Call, Setting, Verdict
+from omnigent.policies.foreign import within
 from omnigent.policies.state import TreeState
 from omnigent.views import SessionView
 
@@ -62,8 +64,7 @@ class Judge:
             setting = self._setting(spend or {})
             if not engine.runs_foreign_code(state, view.session_id):
                 return engine.decide(call, state, setting)
-            async with asyncio.timeout(DECIDE_SECONDS):
-                return await _in_thread(engine.decide, call, state, setting)
+            return await _in_thread(within, DECIDE_SECONDS, engine.decide, call, state, setting)
 
     def _looks_at_money(self, state: TreeState) -> bool:
         """Money is stopped at the gateway; where that doesn't see the calls, or a rule asks, at the tools."""
@@ -112,18 +113,8 @@ class Judge:
         )
 
 
-class RuleExited(Exception):
-    """A rule tried to end the server."""
-
-
 async def _in_thread[**P, T](work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    def run() -> T:
-        try:
-            return work(*given, **named)
-        except SystemExit as error:  # in a task's hands it would stop the event loop
-            raise RuleExited from error
-
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, run)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *given, **named))
 
 
 def protected(home: Path, person: Path) -> tuple[str, ...]:

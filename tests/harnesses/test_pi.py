@@ -173,7 +173,7 @@ SCRIPT: dict[str, Any] = {
             "steps": [
                 {
                     "tools": [
-                        {"tool": "$write", "id": "call_1", "input": {"path": "h", "content": "ä" * 3_000_000}}
+                        {"tool": "$write", "id": "call_1", "input": {"path": "h", "content": "ä" * 1_200_000}}
                     ],
                     "chunk": 1_000_000,
                 },
@@ -368,8 +368,8 @@ async def test_all_of_a_long_output_is_kept_also_of_a_failed_command(tmp_path: P
 async def test_a_call_with_megabytes_passes_whole(tmp_path: Path, newest: Binary) -> None:
     async with ScriptedModel(SCRIPT) as model, running(make_launch(tmp_path, newest, model.url)) as rig:
         assert isinstance(await rig.turn("huge file"), TurnCompleted)
-        assert len(json.loads(rig.asked()[0].body.raw)["content"]) == 3_000_000
-        assert (tmp_path / "ws" / "h").stat().st_size == 6_000_000
+        assert len(json.loads(rig.asked()[0].body.raw)["content"]) == 1_200_000
+        assert (tmp_path / "ws" / "h").stat().st_size == 2_400_000
 
 
 async def test_interrupt_kills_the_command_and_all_it_started(tmp_path: Path, binary: Binary) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from omnigent.actions import Action, Exec
 from omnigent.errors import OmnigentError, PolicyInvalid
 from omnigent.events import JSON, PolicyEntry, PolicyScope, canonical, sha256
+from omnigent.policies import foreign
 from omnigent.policies.builtins import BUILTINS
 from omnigent.policies.builtins._base import Builtin
 from omnigent.policies.compiling import Subject
@@ -85,7 +86,7 @@ def _function(name: str, given: JSON | None) -> Policy:
         hint = nearest(name, known) if known else f"Nothing is installed in the entry-point group {GROUP}."
         raise Wrong(("function",), f"There is no policy function {name!r}.", hint)
     try:
-        return cast(Policy, found[0].load()(given or {}))
+        return foreign.load(found[0], given or {})
     except OmnigentError:
         raise
     except Exception as error:
