@@ -14,8 +14,9 @@ from omnigent.actions import Action, Exec, FileRead, FileWrite, Net
 from omnigent.events import SYSTEM, Body, Event, canonical, encode_body
 from omnigent.policies.contract import Call, Setting
 from omnigent.policies.engine import decide
+from omnigent.policies.folding import TreeProjector
 from omnigent.policies.language import parse
-from omnigent.policies.state import TreeProjector, TreeState
+from omnigent.policies.state import TreeState
 
 RULES = 50
 P50_US = 100

@@ -25,8 +25,8 @@ from omnigent.house import House
 from omnigent.ids import new_id, now
 from omnigent.link import RunnerHub, socket_path
 from omnigent.log import Lease, SqliteLog
+from omnigent.policies.folding import TreeProjector
 from omnigent.policies.language import parse
-from omnigent.policies.state import TreeProjector
 from omnigent.rulebook import Rulebook
 from omnigent.session import Session
 from omnigent.shell import understand

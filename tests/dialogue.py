@@ -19,7 +19,7 @@ from omnigent.events import JSON, Actor, Approvals, Body, Draft, Event
 from omnigent.house import House
 from omnigent.ids import new_id
 from omnigent.log import MemoryLog
-from omnigent.policies.state import TreeProjector
+from omnigent.policies.folding import TreeProjector
 from omnigent.rulebook import Rulebook
 from omnigent.session import Session
 from omnigent.shell import understand

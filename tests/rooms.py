@@ -17,7 +17,7 @@ from omnigent.house import House
 from omnigent.ids import new_id, now
 from omnigent.link import RunnerHub
 from omnigent.log import MemoryLog
-from omnigent.policies.state import TreeProjector
+from omnigent.policies.folding import TreeProjector
 from omnigent.rulebook import Rulebook
 from omnigent.session import Session
 from omnigent.testing.scripted_model import ScriptedModel

@@ -10,8 +10,8 @@ from omnigent.actions import Exec, FileRead
 from omnigent.events import Body, Draft, Event
 from omnigent.hindsight import Judged, Trial, judge
 from omnigent.log import MemoryLog
+from omnigent.policies.folding import TreeProjector
 from omnigent.policies.language import parse
-from omnigent.policies.state import TreeProjector
 from omnigent.server.recorded import lineage, recorded_events
 from omnigent.views import SessionProjector
 

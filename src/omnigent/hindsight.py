@@ -16,7 +16,8 @@ from omnigent.ids import as_text
 from omnigent.metering import CapScope, Spend
 from omnigent.policies import engine
 from omnigent.policies.contract import Call, Setting, Verdict
-from omnigent.policies.state import TreeProjector, TreeState
+from omnigent.policies.folding import TreeProjector
+from omnigent.policies.state import TreeState
 from omnigent.views import SessionProjector, SessionView
 
 _PROJECTOR = SessionProjector()

@@ -29,7 +29,7 @@ from omnigent.ids import Clock, NewId
 from omnigent.link import RunnerHub, socket_path
 from omnigent.log import CommandRecord, ListQuery, Log, open_log
 from omnigent.metering import Spend
-from omnigent.policies.state import TreeProjector
+from omnigent.policies.folding import TreeProjector
 from omnigent.providers import choose, payer
 from omnigent.registry import harness as find_harness
 from omnigent.registry import harness_name, harness_names

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 from omnigent.events import Event
 from omnigent.log import Log
-from omnigent.policies.state import TreeProjector, TreeState
+from omnigent.policies.folding import TreeProjector
+from omnigent.policies.state import TreeState
 
 REMEMBERED = 2000
 """Events kept for a tree nobody asks about; beyond, they are read from the log when somebody does."""

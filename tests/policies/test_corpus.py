@@ -14,7 +14,7 @@ from omnigent import shell
 from omnigent.actions import Action, Parsed
 from omnigent.policies.contract import Call, Setting, Verdict
 from omnigent.policies.engine import decide
-from omnigent.policies.state import TreeProjector
+from omnigent.policies.folding import TreeProjector
 
 
 def verdict_on(actions: Sequence[Action], parsed: Parsed, workspace: Path) -> Verdict:

@@ -13,8 +13,8 @@ from omnigent.events import Body, Draft, PolicyChanged, SessionCreated, ToolComp
 from omnigent.log.seal import Numbers, seal
 from omnigent.policies.contract import Call, Setting, Spend, Verdict
 from omnigent.policies.engine import decide
+from omnigent.policies.folding import TreeProjector
 from omnigent.policies.language import parse
-from omnigent.policies.state import TreeProjector
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
 DOLLAR = 1_000_000_000

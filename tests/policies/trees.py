@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from omnigent import events as ev
 from omnigent.actions import Action, Exec
 from omnigent.events import SYSTEM, Body, Event, PolicyEntry, canonical, encode_body
+from omnigent.policies.folding import TreeProjector
 from omnigent.policies.reading import commands as understand
-from omnigent.policies.state import TreeProjector, TreeState
+from omnigent.policies.state import TreeState
 
 START = 1_700_000_000_000
 
