@@ -1,7 +1,9 @@
 """A whole Omnigent for tests: a home of its own, a scripted model, a real server that can be killed."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -73,8 +75,12 @@ def submitted_text(event: Event) -> str:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """One that no connection is given by chance, as those of the range beginning at 32768 are: it is still
+    free when its server starts, and starts again."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def make_repository(path: Path) -> Path:

@@ -734,6 +734,23 @@ async def test_an_agent_that_ends_takes_its_turn_along_and_no_other(
     assert (kinds.count(end.KIND), kinds.count("message.failed")) == (1, 0)
 
 
+async def test_a_prompt_right_after_a_stop_is_not_stopped(talk: Talk) -> None:
+    """The stopped runner is gone, but its session hasn't heard of that yet."""
+    await talk.prompt("first")
+    await talk.ready()
+    await talk.serves()
+    await talk.do("stop")
+    await talk.says(Draft(ev.HarnessExited(reason="closed")))
+    before, talk.port.now = talk.port.launches[-1]["epoch"], "none"
+    talk.told()
+    await talk.prompt("second")
+    await talk.session.gone(before)
+    await talk.ready(how="native_resume")
+    assert talk.command()["content"][0]["text"] == "second"
+    await talk.serves()
+    assert talk.view.last_turn and talk.view.last_turn["outcome"] == "completed"
+
+
 async def test_runner_gone_before_the_agent_was_ready(talk: Talk) -> None:
     message_id = await talk.prompt("first")
     await talk.vanishes()
