@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from omnigent.client import Client
 
-from .browser import SIZES, fits, open_page
+from .browser import SIZES, fits, open_browser, open_page
 from .conftest import server_process
 
 SCRIPT = {
@@ -96,9 +96,15 @@ def _model(script: Path) -> Generator[str]:
         process.communicate()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as found:
+        yield found
+
+
 @pytest.fixture(params=SIZES)
-def page(request: pytest.FixtureRequest) -> Iterator[Page]:
-    with open_page(request.param) as found:
+def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    with open_page(browser, request.param) as found:
         yield found
 
 
@@ -155,10 +161,11 @@ def test_a_denial_has_its_reason(page: Page, house: House) -> None:
 def test_the_agent_goes_on_from_the_inbox(page: Page, house: House) -> None:
     session_id = house.session("inbox work")
     page.goto(f"{house.client.url}/#token={house.client.token}")
-    row = page.locator("#waiting > li").filter(has=page.locator(f'a[href="/s/{session_id}"]'))
+    link = page.locator(f'a[href="/s/{session_id}"]')
+    row = page.locator("#waiting > li").filter(has=link)
     row.get_by_role("button", name="Allow once").click()
     expect(row.locator(".settled")).to_contain_text("Allowed by local")
-    expect(page.get_by_role("link", name="inbox work").last).to_contain_text("idle")
+    expect(link.last).to_contain_text("idle")
     calls = house.client.events(session_id, kinds="tool.completed")["events"]
     assert [event["body"]["output"]["text"] for event in calls] == ["one\ntwo\n"]
     fits(page)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Request, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from omnigent import events as ev
 from omnigent.actions import Exec, FileRead, Net
@@ -21,7 +21,7 @@ from omnigent.client import Client
 from omnigent.events import JSON, Draft
 from omnigent.ids import new_id, now
 
-from .browser import SIZES, fits, open_page
+from .browser import SIZES, fits, open_browser, open_page
 from .conftest import CONFIG, Served, serving
 
 HOUR = 3_600_000
@@ -115,9 +115,15 @@ def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
     served.close()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as found:
+        yield found
+
+
 @pytest.fixture(params=SIZES)
-def page(request: pytest.FixtureRequest) -> Iterator[Page]:
-    with open_page(request.param) as found:
+def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    with open_page(browser, request.param) as found:
         yield found
 
 
