@@ -16,7 +16,7 @@ from omnigent.events import JSON, Draft
 from omnigent.link import LONGEST_SOCKET_PATH, RunnerHub, _draft, socket_path  # pyright: ignore[reportPrivateUsage]
 from omnigent.testing.harness_rig import parent_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def hello(**more: object) -> JSON:

@@ -14,7 +14,7 @@ from omnigent.events import Draft, ToolCompleted
 from omnigent.runner.spool import HEAD, INLINE_BYTES, TAIL, Spool
 from omnigent.session import Session
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 WAIT = "until [ -e go ]; do sleep 0.02; done; echo finished"
 

@@ -118,7 +118,7 @@ class Driver:
 
     async def _launch(self, harness: str, provider: str | None, model: str | None) -> None:
         view = self._view
-        # The runner before is gone, though `gone` may not have said so yet: what it was told isn't for this one.
+        # The runner before is gone, if `gone` hasn't said so yet: what it was told isn't for this one.
         self._stopping, self._closing = False, None
         if view.run is not None:
             await self._append([Draft(ev.HarnessExited(reason="runner_lost"))])

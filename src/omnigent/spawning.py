@@ -6,6 +6,7 @@ don't.
 """
 
 import asyncio
+import contextlib
 import errno
 import json
 import sys
@@ -53,8 +54,9 @@ class Spawner:
         """Let it go: the next runner pays for its start."""
         async with self._lock:
             process, self._process = self._process, None
-            if process is not None and process.stdin is not None:
-                process.stdin.close()
+            if process is not None and process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()  # it need not import to the end only to hear that nobody asks
                 await process.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:

@@ -80,6 +80,9 @@ class Place:
         return self.ask("POST", "/v1/sessions", fields, Idempotency_Key=key)
 
 
+pytestmark = pytest.mark.slow
+
+
 def make_place(base: Path, config: JSON) -> Place:
     home, here = base / "home", base / "here"
     (home / "secrets").mkdir(parents=True)

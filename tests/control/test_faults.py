@@ -85,6 +85,7 @@ raises = bad_rules:Raises
 exits = bad_rules:Exits
 hangs = bad_rules:Hangs
 """
+pytestmark = pytest.mark.slow
 
 
 def script() -> JSON:
@@ -169,7 +170,6 @@ def deny(house: House, session_id: str) -> None:
 # ── An operator's own rule ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("fault", ["raises", "exits"])
 @by_harness
@@ -183,7 +183,6 @@ def test_a_rule_that_breaks_asks(house: House, harness: str, fault: str) -> None
     assert not ran(house, word)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 @by_harness
 def test_a_rule_that_hangs_asks(house: House, place: Path, harness: str) -> None:
@@ -208,7 +207,6 @@ def undecided(house: House, place: Path, word: str) -> str:
     return session_id
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 @by_harness
 def test_a_server_killed_before_it_decided_decides_when_it_is_back(
@@ -229,7 +227,6 @@ def test_a_server_killed_before_it_decided_decides_when_it_is_back(
     assert not ran(house, word)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 @by_harness
 def test_a_server_killed_before_it_decided_and_gone_for_good(
@@ -339,7 +336,6 @@ async def test_an_engine_that_fails_for_a_model_call_holds_it(
         assert room.model.requests == [] and not written(room)
 
 
-@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_link_that_is_cut_while_a_call_is_held_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -361,7 +357,6 @@ async def test_a_link_that_is_cut_while_a_call_is_held_ends_it(
 # ── The agent's own end of the gate ─────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_hook_whose_time_passes_without_an_answer_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -387,7 +382,6 @@ async def test_a_hook_whose_time_passes_without_an_answer_blocks(
         assert "did not respond before its timeout" in told and "was not executed" in told
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("fault", ["deleted", "changed"])
 def test_pi_does_not_start_without_its_gate(

@@ -24,7 +24,7 @@ from omnigent.ids import new_id
 from omnigent.registry import harness as find_harness
 from omnigent.testing import scripted_agent
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SCRIPTED = find_harness("scripted")
 MARK = f"ses_probe-{os.getpid()}:1"
@@ -349,7 +349,6 @@ def vendor_house(name: str, monkeypatch: pytest.MonkeyPatch, between: str = "") 
         house.close()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("name", ["claude-code", "codex", "pi"])
 def test_an_untested_real_agent_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +367,6 @@ def test_an_untested_real_agent_works(name: str, monkeypatch: pytest.MonkeyPatch
         assert list((house.home / "run").glob("probe-*")) == []
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("name", list(WRONG))
 def test_a_real_agent_that_no_deny_reaches_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

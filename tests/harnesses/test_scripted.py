@@ -12,6 +12,7 @@ from omnigent.ids import new_id
 from omnigent.testing.harness_suite import RESULTS, HarnessSuite, capabilities_markdown, read_results
 
 
+@pytest.mark.slow
 class TestScripted(HarnessSuite):
     harness = "scripted"
     expected_file = Path(__file__).with_name("expected_capabilities.json")

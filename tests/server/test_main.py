@@ -22,6 +22,9 @@ def _client(home: Path, record: dict[str, Any]) -> Client:
     return Client(record["url"], (home / "token").read_text().strip(), patience=0)
 
 
+pytestmark = pytest.mark.slow
+
+
 def _refused(home: Path, *more: str) -> tuple[int, dict[str, str]]:
     """The exit code and the `error` and `hint` lines of a server that doesn't start."""
     done = subprocess.run(
