@@ -1,4 +1,4 @@
-"""The scripted agent under the suite: the same cases as the real agents, in the quick lane."""
+"""The scripted agent under the suite: the same cases as the real agents."""
 
 import json
 from pathlib import Path
