@@ -127,12 +127,22 @@ async def test_runners_outlive_what_forked_them(tmp_path: Path) -> None:
         await room.until("turn.completed")
         before, runner = room.spawner, await room.runner()
         os.kill(before, signal.SIGKILL)
-        await eventually(lambda: not _runs(before), "the spawner's end")
         await room.do("prompt", text="again")
         await room.until("turn.completed", 2)
         assert await room.runner() == runner
-        await room.hub.warm()
+        await room.do("stop")
+        await eventually(lambda: room.hub.state(SESSION) == "none", "the runner's end")
+        await room.do("prompt", text="once more")
+        await room.until("turn.completed", 3)
         assert room.spawner != before
+
+
+async def test_a_spawner_killed_as_it_is_asked_is_replaced(tmp_path: Path) -> None:
+    async with open_room(tmp_path, plays({"text": "hi"})) as room:
+        await room.hub.warm()
+        os.kill(room.spawner, signal.SIGKILL)  # the next prompt is there before its end is noticed
+        await room.do("prompt", text="go")
+        await room.until("turn.completed")
 
 
 async def test_what_forks_runners_goes_with_its_server(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from omnigent.config import child_environment
 from omnigent.events import JSON
 from omnigent.processes import Process
 
+TRIES = 2
+"""One that was killed is noticed only as it is asked; a new one is."""
+
 
 class Spawner:
     def __init__(self, home: Path, environ: dict[str, str]) -> None:
@@ -34,30 +37,37 @@ class Spawner:
     async def warm(self) -> None:
         """Have it there before the next runner is wanted."""
         async with self._lock:
-            if self.pid is None:
-                self._process = await self._start()
+            await self._ready()
 
     async def spawn(self, boot: JSON) -> Process:
         """A new runner, told `boot`. Raises `OSError`."""
-        await self.warm()
         async with self._lock:
-            process = self._process
-            assert process is not None and process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps(boot).encode() + b"\n")
-            answer = await process.stdout.readline()
-        if not answer:
-            raise OSError(errno.ECHILD, "it ended as it began; logs/runner.log says why")
-        pid, started = json.loads(answer)
-        return pid, started
+            for _ in range(TRIES):
+                process = await self._ready()
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(json.dumps(boot).encode() + b"\n")
+                if answer := await process.stdout.readline():
+                    pid, started = json.loads(answer)
+                    return pid, started
+                await self._end()
+        raise OSError(errno.ECHILD, "it ended as it began; logs/runner.log says why")
 
     async def cool(self) -> None:
         """Let it go: the next runner pays for its start."""
         async with self._lock:
-            process, self._process = self._process, None
-            if process is not None and process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()  # it need not import to the end only to hear that nobody asks
-                await process.wait()
+            await self._end()
+
+    async def _ready(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await self._start()
+        return self._process
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()  # it need not import to the end only to hear that nobody asks
+            await process.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:
         logs = self._home / "logs"
