@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,7 @@ class House:
         self.model = self._running.__enter__()
         self.process: subprocess.Popen[bytes] | None = None
         self._write_config(grace_seconds, runner)
-        self._clients: list[Client] = []
+        self._clients: dict[int, Client] = {}
         self._begun = 0
         """So many model calls were seen before this test."""
 
@@ -185,7 +186,7 @@ class House:
         self.process = None
 
     def close(self) -> None:
-        for client in self._clients:
+        for client in self._clients.values():
             client.close()
         self.close_server()
         for pid in self.runner_pids():
@@ -211,10 +212,12 @@ class House:
     # The API.
 
     def client(self) -> Client:
-        token = (self.home / "token").read_text().strip()
-        client = Client(f"http://127.0.0.1:{self.port}", token)
-        self._clients.append(client)
-        return client
+        """One for each thread: calls of one client wait for each other."""
+        thread = threading.get_ident()
+        if thread not in self._clients:
+            token = (self.home / "token").read_text().strip()
+            self._clients[thread] = Client(f"http://127.0.0.1:{self.port}", token)
+        return self._clients[thread]
 
     def create(self, harness: str, prompt: str | None = None, **more: Any) -> str:
         body: JSON = {"harness": harness, "workspace": str(self.workspace), **more}
@@ -262,8 +265,8 @@ class House:
         """The `count`-th event of a kind, once it is there."""
 
         def look() -> Event | None:
-            found = [event for event in self.events(session_id) if event.kind == kind]
-            return found[count - 1] if len(found) >= count else None
+            found = self.client().events(session_id, kinds=kind, limit=1000)["events"]
+            return parse_event(json.dumps(found[count - 1])) if len(found) >= count else None
 
         return wait_for(look, seconds, f"{kind} in {session_id}")
 

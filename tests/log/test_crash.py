@@ -73,7 +73,7 @@ async def test_killed_writers_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_often_killed_writers_lose_nothing(tmp_path: Path) -> None:
-    for number in range(3):  # a home that grows costs a check of the whole each round: several small ones
+    for number in range(2):  # a home that grows costs a check of the whole each round: several small ones
         home = tmp_path / str(number)
         home.mkdir()
         await crash(home, rounds=5, lines=150)
