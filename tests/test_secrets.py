@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import secrets as random
 import subprocess
 import sys
@@ -266,12 +267,17 @@ PIECES = [SECRET, SECRET[:5], SECRET[5:], "sk-", "s", "plain ", "sk-sk-0"]
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8), st.integers(1, 7))
 def test_a_secret_cut_in_pieces_is_never_shown(parts: list[str], size: int) -> None:
-    """Whatever the cuts, nothing of it is shown, little is kept back, and nothing is lost."""
+    """Whatever the cuts, nothing of it is shown, little is kept back, and nothing else is lost.
+
+    What begins right after a cut may look like a key of its own: then more is taken out."""
     text, redactor = "".join(parts), Redactor([SECRET])
     shown, held = "", ""
     for start in range(0, len(text), size):
         piece, held = redactor.split(held + text[start : start + size])
         shown += piece
         assert SECRET not in shown and len(held) <= len(text)
-    assert shown + redactor.text(held) == redactor.text(text)
+    total = shown + redactor.text(held)
+    assert SECRET not in total
+    kept = re.split(r"\[redacted[^]]*\]", total)
+    assert re.fullmatch(".*".join(map(re.escape, kept)), text, re.DOTALL)
     assert "[redacted" in redactor.text(text) or SECRET not in text

@@ -72,6 +72,14 @@ def test_doubt_asks(actions: tuple[Action, ...], parsed: str) -> None:
     assert judge((), *actions, parsed=parsed, approvals="yes").decision == "allow"
 
 
+@pytest.mark.parametrize("approvals", ["ask", "yes", "deny"])
+def test_what_nobody_can_be_asked_is_denied_though_another_rule_pauses(approvals: Approvals) -> None:
+    entries = rules("{name: p, when: {exec: ls}, then: pause}, " + ASK_LS)
+    expected = ("deny", ("session.r",)) if approvals == "deny" else ("pause", ("session.p",))
+    verdict = judge(entries, "ls", approvals=approvals)
+    assert (verdict.decision, verdict.rule_ids) == expected
+
+
 def test_a_rule_that_breaks_is_doubt_and_told_by_name() -> None:
     verdict = judge(rules("{name: r, when: {exec: ls}, if: 'action.words[3] == \"x\"', then: deny}"), "ls")
     assert (verdict.decision, verdict.rule_ids) == ("ask", ("builtin.doubt",))

@@ -223,16 +223,19 @@ def _combine(call: Call, said: Sequence[_Said], setting: Setting) -> Verdict:
     decision = _strictest(each.opinion.decision for each in (*strict, *open_))
     if decision == "allow":
         return _allow(said, tuple(grants.used), facts)
+    unanswered = bool(open_) and setting.approvals == "deny" and decision != "deny"
+    if unanswered:
+        decision = "ask"  # which is a deny here, and stricter than a pause
     won = [each for each in (*strict, *open_) if each.opinion.decision == decision]
     names = tuple(dict.fromkeys(each.rule for each in won))
     reason = " ".join(dict.fromkeys(each.opinion.reason for each in won if each.opinion.reason))
+    if unanswered:
+        return Verdict("deny", names, f"{reason} {_NOBODY}", facts=facts)
     if decision != "ask":
         money = any(each.opinion.money for each in won)
         return Verdict(decision, names, reason, money=money, facts=facts)
     if setting.approvals == "yes":
         return _allow(said, tuple(grants.used), facts)
-    if setting.approvals == "deny":
-        return Verdict("deny", names, f"{reason} {_NOBODY}", facts=facts)
     return _ask(won, names, reason, facts)
 
 
