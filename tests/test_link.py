@@ -10,7 +10,7 @@ import pytest
 from rooms import SESSION, eventually, open_room, plays, runs
 
 from omnigent import events as ev
-from omnigent import frames, processes
+from omnigent import frames, processes, spawning
 from omnigent.errors import HomeUnusable
 from omnigent.events import JSON, Draft
 from omnigent.link import LONGEST_SOCKET_PATH, RunnerHub, _draft, socket_path  # pyright: ignore[reportPrivateUsage]
@@ -137,10 +137,14 @@ async def test_runners_outlive_what_forked_them(tmp_path: Path) -> None:
         assert room.spawner != before
 
 
-async def test_a_spawner_killed_as_it_is_asked_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_spawner_that_does_not_answer_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(spawning, "ANSWER_SECONDS", 5.0)
     async with open_room(tmp_path, plays({"text": "hi"})) as room:
         await room.hub.warm()
-        os.kill(room.spawner, signal.SIGKILL)  # the next prompt is there before its end is noticed
+        os.kill(room.spawner, number)  # the next prompt is there before anybody notices
         await room.do("prompt", text="go")
         await room.until("turn.completed")
 

@@ -5,9 +5,8 @@ matcher when it last happened, per built-in its own memory, and the distinct com
 come later). A dump is JSON; loading it and folding on (`folding.py`) gives the same as never having dumped.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from omnigent.events import JSON, PolicyEntry
 from omnigent.policies.language import defaults
@@ -155,8 +154,3 @@ def _defaults() -> dict[str, PolicyEntry]:
 def is_broken(memory: Any) -> bool:
     """Whether a policy broke while it observed: what it knows can't be told any more."""
     return isinstance(memory, dict) and "broken" in memory
-
-
-def copy(state: TreeState) -> TreeState:
-    """A state of its own."""
-    return TreeState(cast(JSON, json.loads(json.dumps(state.data))))
